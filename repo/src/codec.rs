@@ -13,6 +13,11 @@
 //!
 //! A stored page is one zstd frame without a content checksum (the hash is the check), or the plain bytes where zstd
 //! gains less than 5 %.
+//!
+//! A block may be stored as its difference from another one, its base: see `codec/difference.rs`. Its header is the same but
+//! for the stored lengths.
+
+mod difference;
 
 mod sealers;
 
@@ -23,11 +28,16 @@ use crate::error::{Error, Result};
 use crate::id::BlockId;
 
 pub use self::sealers::Sealers;
+pub use difference::Over;
+pub(crate) use difference::{make_whole, over_base};
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 8;
 const PER_PAGE_BYTES: usize = 36;
 const RAW: u32 = 1 << 31;
+/// Set in the stored length of a page that is not whole without the same page of the base.
+const OVER_BASE: u32 = 1 << 30;
+const LENGTH: u32 = !(RAW | OVER_BASE);
 
 /// Compression of new blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +63,10 @@ pub struct Sealed {
     pub plain_bytes: u32,
     /// The header, described at the top of this module.
     pub header: Vec<u8>,
-    /// The stored pages in order; empty where the page is all zeros.
+    /// The stored pages in order; empty where the page is all zeros, or that of the base.
     pub pages: Vec<Vec<u8>>,
+    /// The block that it is stored as a difference from, if so.
+    pub base: Option<BlockId>,
 }
 
 impl Sealed {
@@ -66,6 +78,7 @@ impl Sealed {
 
 /// Seals blocks, for one thread at a time: it keeps the compressor's memory. Threads that take turns share [`Sealers`].
 pub struct Sealer {
+    compression: Compression,
     compressor: Option<zstd::bulk::Compressor<'static>>,
 }
 
@@ -76,7 +89,10 @@ impl Sealer {
             Compression::None => None,
             Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(level).map_err(zstd)?),
         };
-        Ok(Self { compressor })
+        Ok(Self {
+            compression,
+            compressor,
+        })
     }
 
     /// Seals a block; `hashes` must be those of exactly these bytes.
@@ -94,6 +110,7 @@ impl Sealer {
             plain_bytes,
             header: encode_header(plain_bytes, &hashes.pages, lengths),
             pages,
+            base: None,
         })
     }
 
@@ -121,7 +138,7 @@ fn zstd(error: std::io::Error) -> Error {
     }
 }
 
-/// Writes a header; each length has [`RAW`] set if the page is stored as it is.
+/// Writes a header; each length has [`RAW`] set if the page is stored as it is, and [`OVER_BASE`] if it needs the base.
 fn encode_header(plain_bytes: u32, hashes: &[PageHash], lengths: impl IntoIterator<Item = u32>) -> Vec<u8> {
     let mut header = Vec::with_capacity(FIXED_BYTES + hashes.len() * PER_PAGE_BYTES);
     header.extend([VERSION, 0, 0, 0]);
@@ -148,7 +165,7 @@ pub(crate) fn full_header_bytes(plain_bytes: usize) -> usize {
 /// Returns the stored lengths of all pages according to a header that is not proved; `None` if it is cut off.
 pub(crate) fn stored_lengths(header: &[u8]) -> Option<Vec<usize>> {
     let table = header.get(FIXED_BYTES..header_bytes(header)?)?;
-    let length = |entry: &[u8]| u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]) & !RAW;
+    let length = |entry: &[u8]| u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]) & LENGTH;
     Some(
         table
             .chunks_exact(PER_PAGE_BYTES)
@@ -233,6 +250,7 @@ impl Header {
             plain_bytes,
             header: encode_header(plain_bytes, &hashes, lengths),
             pages,
+            base: None,
         })
     }
 
@@ -250,12 +268,15 @@ impl Header {
         };
         let &(hash, length) = self.pages.get(number).ok_or_else(|| damaged("does not exist".into()))?;
         let raw = length & RAW != 0;
-        if stored.len() != (length & !RAW) as usize {
+        if stored.len() != (length & LENGTH) as usize {
             return Err(damaged(format!(
                 "has {} of {} stored bytes",
                 stored.len(),
-                length & !RAW
+                length & LENGTH
             )));
+        }
+        if length & OVER_BASE != 0 {
+            return Err(damaged("needs the base of its block".into()));
         }
         if length == 0 {
             out.fill(0);
@@ -270,11 +291,17 @@ impl Header {
                 return Err(damaged("is shorter than expected".into()));
             }
         }
-        // The id does not cover the stored lengths in the header, only the plain bytes; so this comparison is the
-        // proof.
+        self.prove_page(number, out, hash)
+    }
+
+    /// The id does not cover the stored lengths in the header, only the plain bytes; so this comparison is the proof.
+    fn prove_page(&self, number: usize, out: &mut [u8], hash: PageHash) -> Result<()> {
         if self.hashing.page(out, number, self.pages.len()) != hash {
             out.fill(0);
-            return Err(damaged("does not match its hash".into()));
+            return Err(Error::BlockDamaged {
+                id: self.id,
+                what: format!("page {number} does not match its hash"),
+            });
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 //!
 //! | the two repositories | manifests | blocks |
 //! |---|---|---|
-//! | name things alike: both plain, or with the same key | the same nodes | those that the other lacks; they stay compressed as they are |
+//! | name things alike: both plain, or with the same key | the same nodes | those that the other lacks; they stay compressed as they are, but for differences |
 //! | name things differently | written again, see `copy/renamed.rs` | those of the changed parts of a disk are read and get their other names; those that the other lacks are put |
 //!
 //! A part of a disk that did not change since a backup which both have is neither read nor looked for. Between repositories that
@@ -13,6 +13,9 @@
 //! have made one that looks like a copy and has other content, and the names of its blocks would become those of each later copy.
 //! So such a backup counts only if a note says what it was copied from: a copy writes that, and who may only add backups can't.
 //! Otherwise all blocks of the next copy are read once.
+//!
+//! What is stored as a difference from another block becomes a whole block there, because there its base may be missing, or be a
+//! difference. Only a copy without the key copies differences as they are (`copy/sealed.rs`).
 //!
 //! # Record and note
 //!

@@ -10,6 +10,7 @@
 //! | note | a fact about backups that may change: JSON under a name | [`state`] |
 //! | manifest | a tree of nodes that lists the blocks of an image; each node is stored under its hash | [`manifest`] |
 //! | block | a piece of a disk, sealed: a header with the hashes of its pages, and the pages | [`block`], [`codec`] |
+//! | difference | a block that is stored as its difference from another one, its base | [`codec`], [`differences`], [`store::whole`] |
 //! | store | column families of RocksDB; the names, numbers and order of their rows | [`store::rocks`] |
 //! | encryption | how blocks, manifests, records and notes are sealed, and the names that they are stored under | [`store::encrypted`], `cipher.rs` |
 //! | key | the master key, the keys derived from it, and the slots that wrap it | [`keys`], `keys/slot.rs` |
@@ -62,6 +63,7 @@ mod cipher;
 pub mod codec;
 pub mod copy;
 pub mod diff;
+pub mod differences;
 mod error;
 pub mod files;
 pub mod id;

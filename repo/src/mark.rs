@@ -15,7 +15,7 @@ use crate::id::{BlockId, NodeId};
 use crate::manifest::{Head, Page, Root, Segment, prove};
 use crate::pool;
 use crate::store::checked::nodes;
-use crate::store::live::{LivePlaces, NodeIds};
+use crate::store::live::{LivePlaces, Starts};
 use crate::store::{Distance, Live, StoreReader};
 
 mod needs;
@@ -42,10 +42,10 @@ const FAR_THREADS: usize = 8;
 /// Reads the index in its own order, because looking each block up would be a random read: first to count the blocks, then slice
 /// by slice. The ids of a slice are held while the manifests are walked, and all named ones of the slice are marked; then the slice
 /// is read again, for the places of the marked blocks. So the index is read three times, and the manifests once for each 2
-/// million blocks, at most four times.
+/// million blocks, at most four times. Where blocks are stored as differences, the index is read once more for their bases.
 ///
-/// Memory: a byte per block of the store, or 8 MiB if that is more; a bit per block; 8 bytes per node of a manifest, 50 per page
-/// and 40 per distinct full segment.
+/// Memory: a byte per block of the store, or 8 MiB if that is more; a bit per block; 8 bytes per base of differences and per node
+/// of a manifest, 50 per page and 40 per distinct full segment.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     check_complete(catalogue)?;
     let entries: Vec<_> = catalogue.entries().iter().collect();
@@ -82,13 +82,13 @@ fn mark_all(store: &dyn StoreReader, threads: usize, cancel: &AtomicBool, segmen
 fn mark_slices(index: &Index<'_>, segments: &Segments<'_>) -> Result<Live> {
     let (blocks, end) = index.count()?;
     let places = Mutex::new(LivePlaces::default());
-    let mut nodes = NodeIds::default();
+    let mut nodes = Starts::default();
     for (number, parts) in slices(blocks).enumerate() {
         let slice = index.slice(parts, blocks)?;
         let mut node = |id: NodeId| {
             // Each walk finds the same.
             if number == 0 {
-                nodes.add(&id);
+                nodes.add(&id.0);
             }
         };
         segments(&mut node, &|ids| match ids.iter().find(|id| !slice.mark(id)) {
@@ -97,6 +97,13 @@ fn mark_slices(index: &Index<'_>, segments: &Segments<'_>) -> Result<Live> {
             Some(id) => Err(Error::BlockMissing(*id)),
         })?;
         index.add_marked(&slice, &places)?;
+    }
+    loop {
+        let bases = places.lock().take_bases();
+        if bases.is_empty() {
+            break;
+        }
+        index.add_bases(&bases, &places)?;
     }
     Ok(Live::new(places.into_inner(), end, nodes.into_set()))
 }

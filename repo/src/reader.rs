@@ -24,7 +24,7 @@ use crate::codec::Header;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::BlockId;
 use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, Slot};
-use crate::store::checked;
+use crate::store::whole;
 use crate::store::{Distance, StoreReader, Stored, Wanted};
 
 /// Cache of pages for random reads.
@@ -326,7 +326,7 @@ impl ImageReader {
             let wanted = Wanted { id, pages: all };
             self.source.read(id, |store| {
                 // `get` returns as many answers as there are questions.
-                let stored = checked::get(store, std::slice::from_ref(&wanted)).swap_remove(0)?;
+                let stored = whole::get(store, std::slice::from_ref(&wanted)).swap_remove(0)?;
                 self.open_pages(&wanted, block_len, &stored, &pages)
             })
         };
@@ -399,7 +399,7 @@ impl ImageReader {
         if wanted.is_empty() {
             return;
         }
-        let stored = checked::get(&**self.source.of_run(0), &wanted);
+        let stored = whole::get(&**self.source.of_run(0), &wanted);
         for ((wanted, len), stored) in wanted.iter().zip(lens).zip(stored) {
             let opened = stored.and_then(|stored| self.open_pages(wanted, len, &stored, &wanted.pages));
             if let Err(error) = opened {
@@ -455,11 +455,11 @@ pub(crate) fn read_all(store: &dyn StoreReader, blocks: &mut [(BlockId, &mut [u8
     let open = |((id, out), stored): (&mut (BlockId, &mut [u8]), Result<Stored>)| {
         let stored = stored?;
         let header = Header::prove(store.hashing(), *id, out.len(), &stored.header)?;
-        // `checked` proved that there are as many pages as were wanted.
+        // `whole` proved that there are as many pages as were wanted.
         let mut pages = out.chunks_mut(PAGE_BYTES).zip(&stored.pages).enumerate();
         pages.try_for_each(|(number, (page, stored))| header.open_page(number, stored, page))
     };
-    blocks.iter_mut().zip(checked::get(store, &wanted)).map(open).collect()
+    blocks.iter_mut().zip(whole::get(store, &wanted)).map(open).collect()
 }
 
 #[cfg(test)]

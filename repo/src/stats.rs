@@ -13,9 +13,10 @@ use serde::Serialize;
 use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
+use crate::id::BlockId;
 use crate::mark::each_segment;
 use crate::store::places::{Place, PlaceNumbers, Places};
-use crate::store::{Located, StoreReader};
+use crate::store::{Located, MOST_BASES_READ, StoreReader};
 
 /// Amount of blocks, each counted once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -45,7 +46,7 @@ pub struct GuestStats {
     pub backups: u64,
     /// Sum of the sizes of all disks in all its backups.
     pub logical_bytes: u64,
-    /// All blocks that its backups name.
+    /// All blocks that its backups name, and those that they are stored as differences from.
     pub unique: Amount,
     /// Blocks that only its backups name: the space that forgetting the guest would free.
     pub own: Amount,
@@ -114,11 +115,10 @@ pub fn stats(
         let entries: Vec<&Entry> = catalogue.of(guest).collect();
         let seen: Mutex<(Places, Amount)> = Mutex::default();
         each_segment(store, &entries, threads, cancel, &mut |_| (), &|ids| {
-            let all_located = store.locate(ids)?;
+            let all_located = locate_with_bases(store, ids)?;
             let mut seen = seen.lock();
             let mut owners = owners.lock();
-            for (id, located) in ids.iter().zip(all_located) {
-                let located = located.ok_or(Error::BlockMissing(*id))?;
+            for located in all_located {
                 if seen.0.insert(located.place) {
                     seen.1.add(located);
                     owners.add(located.place, number);
@@ -162,6 +162,22 @@ pub fn stats(
         recent_days: age.clamp(1, GROWTH_DAYS) as u64,
         guests,
     })
+}
+
+/// Looks blocks up, and what they are stored as differences from.
+fn locate_with_bases(store: &dyn StoreReader, ids: &[BlockId]) -> Result<Vec<Located>> {
+    let (mut all, mut ids) = (Vec::new(), ids.to_vec());
+    for _ in 0..=MOST_BASES_READ {
+        if ids.is_empty() {
+            break;
+        }
+        let located = ids.iter().zip(store.locate(&ids)?);
+        let located = located.map(|(id, located)| located.ok_or(Error::BlockMissing(*id)));
+        let located: Vec<_> = located.collect::<Result<_>>()?;
+        ids = located.iter().filter_map(|located| located.base).collect();
+        all.extend(located);
+    }
+    Ok(all)
 }
 
 /// Sums numbers from records, which may have any value.

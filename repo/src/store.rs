@@ -18,21 +18,25 @@
 //! Three traits are three rights: [`StoreReader`] reads, [`StoreWriter`] adds backups, [`StoreManager`] removes and changes
 //! what is stored. Calls take many names at once, because a store may be 100 ms away ([`Distance`]).
 //!
+//! A block may be stored as its difference from another one, its *base* ([`crate::codec::Sealed::base`]). A store keeps and gives it
+//! as it was put, and tells the base, so that no key is needed to see what a block depends on; [`whole`] reads both. What is
+//! stored with a base that is not there is not stored.
+//!
 //! Nothing above a store trusts its answers: [`checked`] compares their number with that of the questions, and every
 //! byte is proved against the name it was asked for.
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::block::{BlockSize, Hashing};
+use crate::block::Hashing;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 
+pub use crate::store::identity::{DIFFERENCES, ENCRYPTION, Identity, STORE_FORMAT, SUMS};
 pub use crate::store::live::Live;
 pub use crate::store::places::Place;
 
@@ -43,87 +47,20 @@ pub mod door;
 pub mod encrypted;
 #[cfg(test)]
 pub(crate) mod faulty;
+mod identity;
 pub(crate) mod live;
 pub mod memory;
 pub mod places;
 mod proof;
 pub mod rocks;
+pub mod whole;
 
-/// The newest store format that this vbk reads, and the one it writes.
-pub const STORE_FORMAT: u32 = 1;
+/// The most blocks that a stored block may need in turn, each as the base of the one before. A backup makes differences from whole
+/// blocks only; a copy that has no key takes them as they are, and the other store may have their bases as differences too.
+pub const MOST_BASES: usize = 4;
 
-/// The feature of an encrypted repository.
-pub const ENCRYPTION: &str = "encryption";
-
-/// The feature of an encrypted repository whose sealed things have sums: see `encrypted/sums.rs`.
-pub const SUMS: &str = "sums";
-
-/// All features that this vbk knows.
-const FEATURES: [&str; 2] = [ENCRYPTION, SUMS];
-
-/// Identity of a repository, fixed when it is made. Kept in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Layout of the store.
-    pub format: u32,
-    /// Names of features that a reader must know, or refuse.
-    #[serde(default)]
-    pub features: Vec<String>,
-    /// Random hexadecimal digits that tell repositories apart.
-    pub id: String,
-    /// The size of every block but an image's last.
-    pub block_size: BlockSize,
-    /// Time of its making.
-    pub created: jiff::Timestamp,
-    /// Check value of the master key of an encrypted repository: it tells the right key from a wrong one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key_check: Option<String>,
-}
-
-impl Identity {
-    /// Returns the features of a new repository.
-    pub fn features_of_new(is_encrypted: bool) -> Vec<String> {
-        match is_encrypted {
-            true => vec![ENCRYPTION.into(), SUMS.into()],
-            false => Vec::new(),
-        }
-    }
-
-    /// Returns whether the repository has a feature.
-    pub fn has(&self, feature: &str) -> bool {
-        self.features.iter().any(|has| has == feature)
-    }
-
-    /// Returns whether what is stored is sealed.
-    pub fn is_encrypted(&self) -> bool {
-        self.has(ENCRYPTION)
-    }
-
-    /// Refuses what a newer vbk made. `path` is only for the message.
-    pub(crate) fn check(&self, path: impl Into<PathBuf>) -> Result<()> {
-        if self.format > STORE_FORMAT {
-            return Err(Error::NewerFormat {
-                path: path.into(),
-                found: self.format,
-                supported: STORE_FORMAT,
-            });
-        }
-        let known = |feature: &&String| FEATURES.contains(&feature.as_str());
-        let unknown: Vec<_> = self
-            .features
-            .iter()
-            .filter(|feature| !known(feature))
-            .cloned()
-            .collect();
-        if !unknown.is_empty() {
-            return Err(Error::UnknownFeatures {
-                path: path.into(),
-                features: unknown.join(", "),
-            });
-        }
-        Ok(())
-    }
-}
+/// The most that readers follow: a base that was lost and came back as a difference makes it longer for others.
+pub(crate) const MOST_BASES_READ: usize = 4 * MOST_BASES;
 
 /// Index entry of a stored block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +71,8 @@ pub struct Located {
     pub plain_bytes: u32,
     /// Stored length, without the store's own overhead.
     pub stored_bytes: u32,
+    /// The block that it is stored as a difference from, if so.
+    pub base: Option<BlockId>,
 }
 
 /// Pages of a block to read.
@@ -152,6 +91,8 @@ pub struct Stored {
     pub header: Vec<u8>,
     /// The wanted pages; a page that is not stored is empty.
     pub pages: Vec<Vec<u8>>,
+    /// The block that it is stored as a difference from, if so: see [`whole`].
+    pub base: Option<BlockId>,
 }
 
 /// A backup's record under its key `GUEST@TIME`.
@@ -283,7 +224,7 @@ pub trait StoreReader: Send + Sync {
         Distance::Near
     }
 
-    /// Looks blocks up in the index; `None` for one that is not stored. Never reads a block.
+    /// Looks blocks up in the index; `None` for one that is not stored, or whose base is not. Never reads a block.
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>>;
 
     /// Gives the stored blocks whose ids are not below `from`, in the order of their ids. Never reads a block. Ends with the first
@@ -298,7 +239,8 @@ pub trait StoreReader: Send + Sync {
     /// Blocks that were found damaged and not stored again since.
     fn condemned(&self) -> Result<Vec<BlockId>>;
 
-    /// One answer per wanted block, in order. An error for one block leaves the others readable.
+    /// One answer per wanted block, in order, as they are stored: [`whole::get`] is for who wants their content. An error for one
+    /// block leaves the others readable.
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>>;
 
     /// One answer per node of a manifest, in order.
@@ -385,8 +327,17 @@ pub trait StoreReader: Send + Sync {
 
 /// The right to add backups. It changes and removes nothing that is stored.
 pub trait StoreWriter: StoreReader {
-    /// Stores blocks. A block that is stored already stays as it is, unless it is condemned.
+    /// Stores blocks. A block that is stored already stays as it is, unless it is condemned, or its base is gone. The base of a
+    /// difference must have been put by an earlier call, have fewer than [`MOST_BASES`] below it, and not depend on the block
+    /// itself. Otherwise [`Error::BlockMissing`] names the base, and none of the blocks is stored; with a store that is far away only
+    /// the commit says so.
     fn put(&self, blocks: Vec<Sealed>) -> Result<()>;
+
+    /// Returns whether a backup had better store differences here. Not if the store is far away, because their bases are read; and
+    /// not if what keeps it does not know them.
+    fn takes_differences(&self) -> bool {
+        false
+    }
 
     /// Stores nodes of manifests. A node that is stored already stays as it is, unless its bytes differ from these.
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()>;
@@ -443,7 +394,8 @@ pub trait StoreManager: StoreWriter {
         Ok(Vec::new())
     }
 
-    /// Marks blocks as damaged, so that the next put of each stores it again. Durable when this returns.
+    /// Marks blocks as damaged, and those that depend on them, so that the next put of each stores it again. Durable when this
+    /// returns.
     fn condemn(&self, ids: &[BlockId]) -> Result<()>;
 
     /// Takes back [`StoreManager::condemn`] for blocks that proved to be whole. Durable when this returns.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::backup::{Entry, Image};
-use crate::block::BlockIndex;
+use crate::block::{BlockIndex, BlockSize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, SegmentSlots, Slot};
@@ -22,7 +22,7 @@ use crate::reader::read_all;
 use crate::runs::Runs;
 use crate::slots::{Changed, read_before, read_manifests, read_segments};
 use crate::store::places::PlaceNumbers;
-use crate::store::{Distance, Place, StoreReader};
+use crate::store::{Distance, MOST_BASES_READ, Place, StoreReader};
 use crate::verify::places::{BadBlocks, damaged_ranges};
 
 mod places;
@@ -75,7 +75,8 @@ pub struct VerifyReport {
     pub read: VerifyProgress,
     /// Every damaged range of every backup.
     pub damage: Vec<Damage>,
-    /// The damaged or missing blocks behind it, and their plain length.
+    /// The damaged or missing blocks behind it, and their plain length. Some may be named by no backup: others are stored as
+    /// differences from them.
     pub bad_blocks: HashMap<BlockId, usize>,
     /// The damaged or missing nodes of manifests behind it. The blocks that they name are unknown.
     pub bad_nodes: HashSet<NodeId>,
@@ -188,7 +189,10 @@ impl Findings<'_> {
             match read {
                 Ok(()) if self.condemned.contains(&id) => self.sound_again.lock().push(id),
                 Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    self.note(id, len, &error);
+                    self.check_bases(store, id)?;
+                }
                 // An unreachable store says nothing about the block.
                 Err(error) => return Err(error),
             }
@@ -196,6 +200,30 @@ impl Findings<'_> {
             self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
         }
         self.spare.lock().push(buffer);
+        Ok(())
+    }
+
+    /// Notes which of the blocks that a damaged one is stored as a difference from are damaged. No backup need name them, so
+    /// nothing else finds them; and until they are condemned, new differences and copies rely on them.
+    fn check_bases(&self, store: &dyn StoreReader, id: BlockId) -> Result<()> {
+        let locate = |id| match store.locate(&[id]) {
+            // Damage to the index has been noted with the block.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+            located => located.map(|mut located| located.pop().flatten()),
+        };
+        let mut next = locate(id)?.and_then(|located| located.base);
+        for _ in 0..MOST_BASES_READ {
+            let Some(base) = next.filter(|base| !self.blocks.lock().contains_key(base)) else {
+                break;
+            };
+            let Some(located) = locate(base)? else { break };
+            let mut plain = vec![0; (located.plain_bytes as usize).min(BlockSize::MAX.bytes())];
+            match read_all(store, &mut [(base, &mut plain)]).swap_remove(0) {
+                Err(error) if error.kind() == ErrorKind::Corrupt => self.note(base, plain.len(), &error),
+                read => read?,
+            }
+            next = located.base;
+        }
         Ok(())
     }
 

@@ -14,8 +14,14 @@ use vbk_repo::repository::{Pruned, Reserve, SealedOptions};
 use vbk_repo::store::{PruneOptions, Terms};
 use vbk_repo::{Error, ErrorKind};
 
-/// The newest version of the protocol, and the oldest that this vbk speaks.
-pub(crate) const PROTOCOL: u16 = 1;
+/// The newest version of the protocol that this vbk speaks: 2 has blocks that are stored as differences (`body.rs`).
+pub(crate) const PROTOCOL: u16 = 2;
+
+/// The first version with those.
+pub(crate) const DIFFERENCES_PROTOCOL: u16 = 2;
+
+/// The oldest version that it speaks.
+pub(crate) const OLDEST_PROTOCOL: u16 = 1;
 
 /// The most names in one question: 128 KiB.
 pub(crate) const MAX_NAMES: usize = 4096;

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::pool;
 use crate::runs::Runs;
-use crate::store::checked::get;
+use crate::store::whole;
 use crate::store::{Distance, StoreReader, StoreWriter, Stored, Wanted};
 
 /// An error, by what it ends.
@@ -198,7 +198,9 @@ impl<'a> Mover<'a> {
             id: piece.id,
             pages: 0..pages_in(piece.len),
         });
-        let answers = get(self.from, &wanted.collect::<Vec<_>>());
+        let wanted: Vec<_> = wanted.collect();
+        // The other store need not have the base of a difference as a whole, or at all.
+        let answers = whole::get_compressed(self.from, &wanted);
         let prove = |(piece, stored): (&Piece<T>, Result<_>)| -> Result<Sealed> {
             let stored: Stored = stored?;
             Header::prove(theirs, piece.id, piece.len, &stored.header)?.to_sealed(ours, stored.pages)

@@ -9,10 +9,18 @@
 //! is missing, and what hangs below that and is missing too. A backup of a disk of which both repositories have an earlier
 //! backup takes two commits: the first one tells which segments changed.
 //!
+//! # Differences
+//!
+//! A block that is stored as a difference is put as it is, because only a holder of the key could make it whole. Its base is put
+//! before it if the other repository lacks that. Should the base be a difference there, readers follow it: see
+//! [`crate::store::MOST_BASES`].
+//!
 //! # Records and notes
 //!
 //! A record is committed with the list of records that the epoch does not count yet (`store/encrypted/uncounted.rs`). Which
 //! note belongs to which backup can't be read either, so no note is copied: a backup that is protected is not so in the copy.
+
+mod bases;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -378,7 +386,7 @@ impl Job<'_> {
                 }
                 Ok(())
             },
-            &|pieces| self.mover.put(self.read(&pieces)?),
+            &|pieces| self.put_run(&pieces),
         )?;
         match pages.is_empty() {
             true => Ok(()),
@@ -389,7 +397,7 @@ impl Job<'_> {
     fn put_blocks(&self, ids: &[BlockId]) -> std::result::Result<(), Fault> {
         self.mover.work(
             |hand_out| self.hand_out_lacking(ids.to_vec(), false, hand_out),
-            &|pieces| self.mover.put(self.read(&pieces)?),
+            &|pieces| self.put_run(&pieces),
         )
     }
 
@@ -431,7 +439,7 @@ impl Job<'_> {
             .map(|piece| self.door.whole(piece.id, piece.with))
             .collect();
         let answers = pieces.iter().zip(get(self.from, &wanted));
-        let checked = answers.map(|(piece, stored)| self.door.check_stored(piece.id, piece.with, stored?));
+        let checked = answers.map(|(piece, stored)| self.door.check_stored(piece.id, piece.with, stored?, self.from));
         let checked: Result<Vec<_>> = checked.collect();
         let bytes: usize = pieces.iter().map(|piece| piece.len).sum();
         (self.options.observer)(super::Step::Read(bytes as u64));

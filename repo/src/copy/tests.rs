@@ -25,7 +25,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{
     Identity, Live, Located, Note, PruneOptions, Record, STORE_FORMAT, StoreManager, StoreWriter, Stored, Swept, Wanted,
 };
-use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image_after};
+use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image_after, store_image_over};
 use crate::verify::{Scope, verify};
 
 /// A repository of a test: what keeps it, and the key.
@@ -78,13 +78,25 @@ impl Place {
 
     /// Makes a backup by comparison with the one before.
     fn back_up(&self, guest: &str, time: &str, plain: &[u8]) {
+        self.back_up_with(guest, time, plain, false);
+    }
+
+    /// The same, with differences from the blocks of the one before.
+    fn back_up_over(&self, guest: &str, time: &str, plain: &[u8]) {
+        self.back_up_with(guest, time, plain, true);
+    }
+
+    fn back_up_with(&self, guest: &str, time: &str, plain: &[u8], has_differences: bool) {
         let writer = writer(&self.repository());
         let catalogue = writer.catalogue().expect("loads");
         let made = backup(guest, time, Vec::new());
         let before = catalogue
             .latest(&made.guest)
             .map(|entry| entry.backup.images[0].clone());
-        let image = store_image_after(writer.store(), "vda", plain, before.as_ref());
+        let image = match before.as_ref().filter(|_| has_differences) {
+            Some(before) => store_image_over(writer.store(), "vda", plain, before),
+            None => store_image_after(writer.store(), "vda", plain, before.as_ref()),
+        };
         let file = store_image_after(writer.store(), "guest.xml", time.as_bytes(), None);
         let made = Backup {
             images: vec![image],
@@ -104,6 +116,11 @@ impl Place {
         catalogue.entries().iter().map(|entry| entry.backup.clone()).collect()
     }
 
+    /// Returns the blocks that are stored as differences, with their bases.
+    fn differences(&self) -> BTreeMap<BlockId, BlockId> {
+        differences_in(&*self.memory)
+    }
+
     /// Returns the names of the blocks of a guest's latest backup.
     fn blocks(&self, guest: &str) -> Vec<BlockId> {
         let view = self.repository().view().expect("opens");
@@ -113,6 +130,16 @@ impl Place {
         let reader = SlotReader::open(&*store, latest.backup.images[0].manifest).expect("opens");
         reader.segment(0).expect("reads").into_iter().flatten().collect()
     }
+}
+
+fn differences_in(store: &dyn StoreReader) -> BTreeMap<BlockId, BlockId> {
+    let mut found = BTreeMap::new();
+    let survey = store.survey(&mut |id, located| {
+        found.extend(located.base.map(|base| (id, base)));
+        Ok(())
+    });
+    survey.expect("surveys");
+    found
 }
 
 /// Returns the content of every backup, by its name. Fails if anything is missing or damaged.
@@ -227,6 +254,28 @@ fn copies_are_equal_whatever_the_keys_and_a_second_copy_has_nothing_to_do() {
         assert_eq!(to.content(), from.content());
         let same = from.backups().into_iter().zip(to.backups());
         assert!(same.into_iter().all(|(one, other)| is_same(&one, &other)));
+    }
+}
+
+#[test]
+fn what_is_a_difference_becomes_a_whole_block() {
+    for (number, (from, to)) in pairs().into_iter().enumerate() {
+        for day in 0..4 {
+            let time = format!("2026-11-2{day}T00-00-00Z");
+            from.back_up_over("web1", &time, &disk(1, day));
+        }
+        assert!(!from.differences().is_empty());
+        let copied = copy_all(&from.repository(), &to.repository()).expect("copies");
+        assert_eq!((copied.backups, copied.failed.len()), (4, 0), "pair {number}");
+        assert_eq!(to.content(), from.content(), "pair {number}");
+        assert!(to.differences().is_empty());
+        // Compressed as ever.
+        let same = Place::new("c", to.keys.as_ref());
+        for day in 0..4 {
+            same.back_up("web1", &format!("2026-11-2{day}T00-00-00Z"), &disk(1, day));
+        }
+        let (copied, made) = (to.memory.stored_bytes(), same.memory.stored_bytes());
+        assert!(copied < made + made / 20, "{copied} bytes, and not {made}");
     }
 }
 

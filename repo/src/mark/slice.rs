@@ -4,6 +4,7 @@
 //! with 100 million blocks, an id that is not stored is therefore taken for a stored one with a probability of 1 in 10
 //! million. Of stored ids that begin alike, all count as named.
 
+use std::iter::Peekable;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::BlockId;
 use crate::pool;
-use crate::store::live::LivePlaces;
+use crate::store::live::{LivePlaces, StartSet, start_of};
 use crate::store::{Located, Place, StoreReader};
 
 /// Parts of all ids, by their first byte.
@@ -64,7 +65,7 @@ impl Index<'_> {
             let first = range.start;
             let mut read: Vec<_> = range.clone().map(|_| Part::with_room_for(blocks)).collect();
             self.read(range, &mut |id, _| {
-                read[usize::from(id.0[0]) - first].push(start_of(&id))
+                read[usize::from(id.0[0]) - first].push(start_of(&id.0))
             })?;
             read.iter_mut().for_each(Part::complete);
             found.lock().extend((first..).zip(read));
@@ -97,6 +98,56 @@ impl Index<'_> {
             add(&mut marked);
             Ok(())
         })
+    }
+
+    /// Adds the places of bases. An error if one of them is not in the index: a prune would take its pages for unused, while a
+    /// repair may still find its row.
+    pub(super) fn add_bases(&self, bases: &StartSet, places: &Mutex<LivePlaces>) -> Result<()> {
+        let lost: Mutex<Option<u64>> = Mutex::default();
+        self.each_range(0..PARTS, &|range| {
+            // Both are in the order of their ids.
+            let mut bases = bases.of(range.clone()).iter().copied().peekable();
+            let (mut found, mut missed) = (None, None);
+            let mut pass = |bases: &mut Peekable<_>, is_passed: &dyn Fn(&u64) -> bool, found: Option<u64>| {
+                while let Some(base) = bases.next_if(is_passed) {
+                    missed = missed.or(Some(base).filter(|base| found != Some(*base)));
+                }
+            };
+            self.read(range, &mut |id, located| {
+                let start = start_of(&id.0);
+                pass(&mut bases, &|base| *base < start, found);
+                if bases.peek() == Some(&start) {
+                    places.lock().add(&located);
+                    found = Some(start);
+                }
+            })?;
+            pass(&mut bases, &|_| true, found);
+            let mut lost = lost.lock();
+            *lost = lost.or(missed);
+            Ok(())
+        })?;
+        match lost.into_inner() {
+            None => Ok(()),
+            Some(start) => Err(self.missing(start)?),
+        }
+    }
+
+    /// Returns the error for a base that is not in the index and whose id starts like this.
+    fn missing(&self, start: u64) -> Result<Error> {
+        let found = Mutex::new(None);
+        self.each_range(0..PARTS, &|range| {
+            self.read(range, &mut |_, located| {
+                if let Some(base) = located.base.filter(|base| start_of(&base.0) == start) {
+                    *found.lock() = Some(base);
+                }
+            })
+        })?;
+        let gone = || Error::Store {
+            kind: ErrorKind::Corrupt,
+            doing: "read the index",
+            message: "the base of a difference is missing".to_owned(),
+        };
+        Ok(found.into_inner().map_or_else(gone, Error::BlockMissing))
     }
 
     /// Calls `work` with ranges that make up `parts`, in threads.
@@ -158,7 +209,7 @@ impl Slice {
         let Some(part) = self.part_of(id) else {
             return true;
         };
-        let found = part.number_of(start_of(id));
+        let found = part.number_of(start_of(&id.0));
         if let Some(number) = found {
             let (word, bit) = (&part.marks[number / 64], 1 << (number % 64));
             // Most blocks of some guests are those of others too.
@@ -171,7 +222,7 @@ impl Slice {
 
     fn is_marked(&self, id: &BlockId) -> bool {
         self.part_of(id).is_some_and(|part| {
-            let found = part.number_of(start_of(id));
+            let found = part.number_of(start_of(&id.0));
             found.is_some_and(|number| part.marks[number / 64].load(Ordering::Relaxed) >> (number % 64) & 1 == 1)
         })
     }
@@ -230,10 +281,6 @@ impl Part {
     }
 }
 
-fn start_of(id: &BlockId) -> u64 {
-    id.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
-}
-
 fn run_of(start: u64) -> usize {
     (start >> 46) as usize % RUNS
 }
@@ -265,6 +312,7 @@ mod tests {
             plain_bytes: 1,
             header: vec![1],
             pages: Vec::new(),
+            base: None,
         };
         store.put(ids.map(sealed).collect()).expect("puts");
         store
@@ -297,7 +345,7 @@ mod tests {
             index.add_marked(&slice, &places).expect("reads");
         }
         assert_eq!(covered, PARTS);
-        let nodes = crate::store::live::NodeIds::default().into_set();
+        let nodes = crate::store::live::Starts::default().into_set();
         let live = crate::store::Live::new(places.into_inner(), end, nodes);
         let is_live = |number| live.has_block_at(Place(u64::from(number)));
         assert!((0..COUNT).all(|number| is_live(number) == (number % 3 == 0)));

@@ -164,6 +164,7 @@ fn sealed(number: u32) -> Sealed {
         plain_bytes: 1,
         header: vec![1],
         pages: Vec::new(),
+        base: None,
     }
 }
 

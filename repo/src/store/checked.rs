@@ -202,6 +202,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
 }
 
 impl<S: StoreWriter + ?Sized> StoreWriter for Checked<S> {
+    fn takes_differences(&self) -> bool {
+        self.0.takes_differences()
+    }
+
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.0.put(blocks)
     }

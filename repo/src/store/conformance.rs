@@ -1,5 +1,7 @@
 //! The rules of every store, as checks for the tests of each implementation.
 
+mod differences;
+
 use std::sync::Arc;
 
 use super::{Live, Note, PruneOptions, Record, StoreManager, Swept, Terms, Wanted};
@@ -17,11 +19,12 @@ pub fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
     a_session_that_keeps_nodes_replaces_none(&*make(BlockSize::DEFAULT));
     retain_removes_what_is_not_live_and_nothing_else(&*make(BlockSize::DEFAULT));
     retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(&*make(BlockSize::DEFAULT));
+    differences::a_difference_whose_base_is_removed_is_not_stored(&*make(BlockSize::DEFAULT));
 }
 
 /// Runs the cases of a store that sweeps by itself: all but those of [`StoreManager::retain`].
 pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
-    let cases: [fn(&dyn StoreManager); 15] = [
+    let cases: [fn(&dyn StoreManager); 19] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -37,20 +40,27 @@ pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
         named_records_and_notes_are_looked_up,
         the_store_knows_when_a_record_was_committed,
         removed_records_are_in_the_bin,
+        differences::a_difference_is_kept_with_its_base,
+        differences::a_difference_without_its_base_is_refused,
+        differences::what_depends_on_a_condemned_block_is_condemned,
+        differences::a_condemned_block_becomes_a_difference_unless_its_base_depends_on_it,
     ];
     for case in cases {
         case(&*make(BlockSize::DEFAULT));
     }
 }
 
-fn sealed(store: &dyn StoreManager, seed: u8, pages: usize) -> Sealed {
+fn plain(seed: u8, pages: usize) -> Vec<u8> {
     // Each page differs from the others, and every third one is zeros.
-    let plain: Vec<u8> = (0..pages * PAGE_BYTES)
-        .map(|i| match i / PAGE_BYTES % 3 {
-            2 => 0,
-            page => (i * 7 % 251) as u8 ^ seed ^ page as u8,
-        })
-        .collect();
+    let byte = |i| match i / PAGE_BYTES % 3 {
+        2 => 0,
+        page => (i * 7 % 251) as u8 ^ seed ^ page as u8,
+    };
+    (0..pages * PAGE_BYTES).map(byte).collect()
+}
+
+fn sealed(store: &dyn StoreManager, seed: u8, pages: usize) -> Sealed {
+    let plain = plain(seed, pages);
     Sealer::new(Compression::default())
         .and_then(|mut sealer| sealer.seal(&plain, &store.hashing().block(&plain)))
         .expect("seals")

@@ -16,7 +16,7 @@ use super::{
     Stored, Swept, Wanted, failed_before,
 };
 use crate::codec::Sealed;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId};
 
 /// Bytes of puts that may be on their way.
@@ -89,7 +89,8 @@ impl Lane {
                     };
                     state = self.state.lock();
                     state.arrived += 1;
-                    state.failed |= done.is_err();
+                    // A difference without its base is not stored: the commit says so.
+                    state.failed |= !matches!(done, Ok(()) | Err(Error::BlockMissing(_)));
                     state.bytes -= bytes;
                     self.changed.notify_all();
                 }
@@ -106,7 +107,7 @@ impl<S: StoreManager + 'static> Delayed<S> {
         let thread = std::thread::Builder::new()
             .name("vbk-delayed".into())
             .spawn(move || delivered.deliver(&*below))
-            .map_err(crate::error::Error::io("start", "a thread"))?;
+            .map_err(Error::io("start", "a thread"))?;
         Ok(Self {
             store,
             delay,

@@ -3,14 +3,15 @@
 //! | | plain repository | encrypted | encrypted, with sums |
 //! |---|---|---|---|
 //! | block | each page is decoded and hashed: it is what its id says | lengths | it is what was sealed once |
+//! | difference | the same, with the pages of its base | lengths | it is what was sealed once, with this base |
 //! | node of a manifest | hashed | the form of its head | it is what was sealed once |
 //! | record | its form | ROOTS | it is what was sealed once |
 //!
-//! Decoding takes bounded memory: a page at a time. A part of a manifest names no more than one of its kind can: a proof or a
+//! Decoding takes bounded memory: a page at a time, and differences [`OVER_BYTES`] at a time. A part of a manifest names no more than one of its kind can: a proof or a
 //! prune that follows what hostile ones name would need more memory than any disk does.
 
 use super::encrypted::{Sums, roots_below};
-use super::{Identity, Located, Note, Record, Stored, Wanted};
+use super::{Identity, Located, MOST_BASES_READ, Note, Record, StoreReader, Stored, Wanted, checked, whole};
 use crate::backup::Entry;
 use crate::block::{Hashing, PAGE_BYTES, pages_in};
 use crate::codec::{Header, Sealed};
@@ -20,6 +21,9 @@ use crate::manifest::{self, Head, Kind, PAGE_SEGMENTS, SEGMENT_SLOTS, damaged};
 
 /// Longest node: the root of an image of 2 PiB.
 const MAX_NODE_BYTES: usize = 1 << 20;
+
+/// Plain bytes of the differences that are decoded at once; at least one block. Their bases are read with one call.
+const OVER_BYTES: usize = 4 << 20;
 
 /// The checks of one repository.
 #[derive(Debug, Clone, Copy)]
@@ -57,9 +61,19 @@ impl Door {
         Wanted { id, pages: 0..pages }
     }
 
-    /// Checks the answer to [`Door::whole`], and returns the block in the form in which it was put.
-    pub fn check_stored(&self, id: BlockId, located: Located, stored: Stored) -> Result<Sealed> {
-        let Stored { header, mut pages } = stored;
+    /// Checks the answer to [`Door::whole`], and returns the block in the form in which it was put. `store` has its base.
+    pub fn check_stored(
+        &self,
+        id: BlockId,
+        located: Located,
+        stored: Stored,
+        store: &(impl StoreReader + ?Sized),
+    ) -> Result<Sealed> {
+        let Stored {
+            header,
+            mut pages,
+            base,
+        } = stored;
         while self.sums.is_some() && pages.last().is_some_and(Vec::is_empty) {
             pages.pop();
         }
@@ -68,16 +82,87 @@ impl Door {
             plain_bytes: located.plain_bytes,
             header,
             pages,
+            base,
         };
-        self.check_block(&block)?;
+        self.check_blocks(std::slice::from_ref(&block), store)?;
         Ok(block)
     }
 
-    /// An error unless it is the block that its id says, as far as that can be told.
-    pub fn check_block(&self, block: &Sealed) -> Result<()> {
-        if let Some(sums) = self.sums {
-            return sums.check_block(block);
+    /// Reads a stored block, and what it depends on, and checks them.
+    pub fn check_whole(&self, store: &(impl StoreReader + ?Sized), id: BlockId, located: Located) -> Result<()> {
+        let mut next = Some((id, located));
+        for _ in 0..=MOST_BASES_READ {
+            let Some((id, located)) = next else { break };
+            let stored = checked::get(store, &[self.whole(id, located)]).swap_remove(0)?;
+            let base = self.check_stored(id, located, stored, store)?.base;
+            // That of a plain block was read with it.
+            let Some(base) = base.filter(|_| self.is_sealed()) else {
+                break;
+            };
+            let located = store.locate(&[base])?.pop().flatten();
+            next = Some((base, located.ok_or(Error::BlockMissing(base))?));
         }
+        Ok(())
+    }
+
+    /// An error unless they are the blocks that their ids say, as far as that can be told. `store` has the bases of those that are
+    /// differences.
+    pub fn check_blocks(&self, blocks: &[Sealed], store: &(impl StoreReader + ?Sized)) -> Result<()> {
+        if let Some(sums) = self.sums {
+            return blocks.iter().try_for_each(|block| sums.check_block(block));
+        }
+        let (over, alone): (Vec<_>, Vec<_>) = blocks.iter().partition(|block| block.base.is_some());
+        alone.into_iter().try_for_each(|block| self.check_plain(block))?;
+        for over in over.chunks((OVER_BYTES / self.block_bytes).max(1)) {
+            self.check_over(over, store)?;
+        }
+        Ok(())
+    }
+
+    /// Checks differences of a plain repository.
+    fn check_over(&self, blocks: &[&Sealed], store: &(impl StoreReader + ?Sized)) -> Result<()> {
+        let is_longer = |block: &&&Sealed| block.pages.iter().any(|page| page.len() > PAGE_BYTES);
+        if let Some(block) = blocks.iter().find(is_longer) {
+            return Err(Error::BlockDamaged {
+                id: block.id,
+                what: "a page is longer than its plain bytes".into(),
+            });
+        }
+        let bases: Vec<_> = blocks.iter().filter_map(|block| block.base).collect();
+        if let Some((base, _)) = bases
+            .iter()
+            .zip(store.locate(&bases)?)
+            .find(|(_, located)| located.is_none())
+        {
+            return Err(Error::BlockMissing(*base));
+        }
+        let wanted = blocks.iter().map(|block| Wanted {
+            id: block.id,
+            pages: 0..block.pages.len(),
+        });
+        let stored = blocks.iter().map(|block| {
+            Ok(Stored {
+                header: block.header.clone(),
+                pages: block.pages.clone(),
+                base: block.base,
+            })
+        });
+        let mut stored: Vec<Result<Stored>> = stored.collect();
+        whole::complete(store, &wanted.collect::<Vec<_>>(), &mut stored);
+        for (block, stored) in blocks.iter().zip(stored) {
+            let Stored { header, pages, .. } = stored?;
+            self.check_plain(&Sealed {
+                id: block.id,
+                plain_bytes: block.plain_bytes,
+                header,
+                pages,
+                base: None,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_plain(&self, block: &Sealed) -> Result<()> {
         let plain_bytes = block.plain_bytes as usize;
         if plain_bytes == 0 || plain_bytes > self.block_bytes || block.pages.len() != pages_in(plain_bytes) {
             return Err(Error::BlockDamaged {
@@ -174,6 +259,7 @@ mod tests {
     /// Everything that a repository with one backup has.
     struct Things {
         door: Door,
+        store: Arc<MemoryStore>,
         blocks: Vec<(BlockId, Located, Stored)>,
         nodes: Vec<(NodeId, Vec<u8>)>,
         records: Vec<Record>,
@@ -181,7 +267,7 @@ mod tests {
     }
 
     impl Things {
-        fn of(identity: &Identity, store: &MemoryStore) -> Self {
+        fn of(identity: &Identity, store: Arc<MemoryStore>) -> Self {
             let door = Door::of(identity);
             let mut blocks = Vec::new();
             store
@@ -193,12 +279,14 @@ mod tests {
                 .expect("surveys");
             let ids = store.node_ids();
             let nodes = store.nodes(&ids).into_iter().map(|node| node.expect("reads"));
+            let (records, notes) = (store.records().expect("lists"), store.notes().expect("lists"));
             Self {
                 door,
                 blocks,
                 nodes: ids.iter().copied().zip(nodes).collect(),
-                records: store.records().expect("lists"),
-                notes: store.notes().expect("lists"),
+                records,
+                notes,
+                store,
             }
         }
 
@@ -206,19 +294,21 @@ mod tests {
             let (below, identity) = MemoryStore::sealed(SMALL, has_sums);
             let store = Encrypted::new(Arc::clone(&below), &Keys::generate().expect("random bytes"), &identity);
             fill(&store);
-            Self::of(&identity, &below)
+            Self::of(&identity, below)
         }
 
         fn plain() -> Self {
-            let store = MemoryStore::new(SMALL);
-            fill(&store);
-            Self::of(&store.identity().expect("has one"), &store)
+            let store = Arc::new(MemoryStore::new(SMALL));
+            fill(&*store);
+            Self::of(&store.identity().expect("has one"), store)
         }
 
         fn check(&self) -> Result<()> {
             let blocks = &self.blocks;
             blocks.iter().try_for_each(|(id, located, stored)| {
-                self.door.check_stored(*id, *located, stored.clone()).map(drop)
+                self.door
+                    .check_stored(*id, *located, stored.clone(), &*self.store)
+                    .map(drop)
             })?;
             self.nodes
                 .iter()
@@ -281,18 +371,31 @@ mod tests {
         let [(one, located, stored), (other, ..)] = &things.blocks[..2] else {
             panic!("two blocks");
         };
-        assert!(things.door.check_stored(*other, *located, stored.clone()).is_err());
+        assert!(
+            things
+                .door
+                .check_stored(*other, *located, stored.clone(), &*things.store)
+                .is_err()
+        );
         for row in 0..stored.pages.len() {
             let mut less = stored.clone();
             less.pages[row].clear();
             let is_padding = stored.pages[row].is_empty();
-            assert_eq!(things.door.check_stored(*one, *located, less).is_ok(), is_padding);
+            assert_eq!(
+                things.door.check_stored(*one, *located, less, &*things.store).is_ok(),
+                is_padding
+            );
         }
         let longer = Located {
             plain_bytes: located.plain_bytes ^ 1,
             ..*located
         };
-        assert!(things.door.check_stored(*one, longer, stored.clone()).is_err());
+        assert!(
+            things
+                .door
+                .check_stored(*one, longer, stored.clone(), &*things.store)
+                .is_err()
+        );
         assert!(things.door.check_node(things.nodes[0].0, &things.nodes[1].1).is_err());
     }
 
@@ -323,6 +426,7 @@ mod tests {
         let sealed = Sealer::new(Compression::None)
             .expect("makes")
             .seal(&plain, &Hashing::Plain.block(&plain));
-        assert!(door.check_block(&sealed.expect("seals")).is_err());
+        let store = MemoryStore::new(SMALL);
+        assert!(door.check_blocks(&[sealed.expect("seals")], &store).is_err());
     }
 }

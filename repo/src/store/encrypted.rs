@@ -7,6 +7,7 @@
 //! | what | name of the sealed thing | as it is stored |
 //! |---|---|---|
 //! | block | `B`, id | header: SALT, sealed header (part 0), with zeros up to the length of a full block's; row n of its pages, see `rows.rs`: sealed (part n + 1) |
+//! | block that is a difference | `D`, id, id of the base | the same |
 //! | node of a manifest | `S`, id | head, see [`crate::manifest`]; SALT, sealed body (part 0), padded |
 //! | record | `R`, key as stored, ROOTS | ROOTS; SALT, sealed (length of the key as u16, little-endian; key; record) (part 0), padded |
 //! | note | `N`, name as stored | SALT, sealed (length of the name; name; value) (part 0), padded |
@@ -24,7 +25,7 @@
 //! ROOTS and the heads of nodes say which blocks a backup needs ([`roots_below`]), so the holder of the store can mark
 //! what is live, and copy a backup or check that all of it is there. It learns how many disks and files a backup has,
 //! which backups are of one disk, which guests share blocks, and which blocks belong to one GiB of a disk and differ from
-//! one backup to the next. Their order on the disk is sealed, but blocks are mostly stored in that order.
+//! one backup to the next, or are stored as the difference from which other. Their order on the disk is sealed, but blocks are mostly stored in that order.
 //!
 //! # Information in the lengths
 //!
@@ -402,6 +403,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
 }
 
 impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
+    fn takes_differences(&self) -> bool {
+        self.store.takes_differences()
+    }
+
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.store.put(self.seal_blocks(blocks)?)
     }

@@ -221,6 +221,10 @@ impl StoreReader for FaultyStore {
 }
 
 impl StoreWriter for FaultyStore {
+    fn takes_differences(&self) -> bool {
+        self.inner.takes_differences()
+    }
+
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.put_of(blocks, |some| self.inner.put(some))
     }

@@ -59,6 +59,35 @@ impl Inner {
         self.received.iter().map(|(key, time)| (key.clone(), *time)).collect()
     }
 
+    /// Number of blocks that a stored one depends on in turn; `None` if one of them is not stored, or is one of `without`.
+    fn bases_below(&self, id: BlockId, without: &HashSet<BlockId>) -> Option<usize> {
+        let mut id = id;
+        for count in 0..=super::MOST_BASES_READ {
+            let (_, stored) = self.blocks.get(&id).filter(|_| !without.contains(&id))?;
+            match stored.base {
+                None => return Some(count),
+                Some(base) => id = base,
+            }
+        }
+        None
+    }
+
+    fn is_usable(&self, id: BlockId) -> bool {
+        self.bases_below(id, &HashSet::new()).is_some()
+    }
+
+    /// An error if a block can't be put because of its base.
+    fn check_bases(&self, blocks: &[Sealed]) -> Result<()> {
+        let is_new = |block: &&Sealed| !self.is_usable(block.id) || self.condemned.contains(&block.id);
+        let new: HashSet<_> = blocks.iter().filter(is_new).map(|block| block.id).collect();
+        let bases = blocks.iter().filter(is_new).filter_map(|block| block.base);
+        let mut bases = bases.filter(|base| {
+            let below = self.bases_below(*base, &new);
+            below.is_none_or(|below| below >= super::MOST_BASES)
+        });
+        bases.next().map_or(Ok(()), |base| Err(Error::BlockMissing(base)))
+    }
+
     fn check_at(&self, at: Option<u64>) -> Result<()> {
         match at.is_none_or(|at| at == self.generation) {
             true => Ok(()),
@@ -134,6 +163,15 @@ impl MemoryStore {
         self.lock().nodes.keys().copied().collect()
     }
 
+    /// Returns the length of all blocks.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.lock()
+            .blocks
+            .values()
+            .map(|(_, sealed)| sealed.stored_bytes())
+            .sum()
+    }
+
     /// Returns the length of all manifests.
     pub(crate) fn node_bytes(&self) -> u64 {
         self.lock().nodes.values().map(|bytes| bytes.len() as u64).sum()
@@ -142,7 +180,12 @@ impl MemoryStore {
 
 impl StoreReader for MemoryStore {
     fn identity(&self) -> Result<Identity> {
-        Ok(self.identity.clone())
+        let mut identity = self.identity.clone();
+        let has_base = |(_, sealed): &(Place, Sealed)| sealed.base.is_some();
+        if !identity.has(super::DIFFERENCES) && self.lock().blocks.values().any(has_base) {
+            identity.features.push(super::DIFFERENCES.into());
+        }
+        Ok(identity)
     }
 
     fn generation(&self) -> Result<u64> {
@@ -151,7 +194,8 @@ impl StoreReader for MemoryStore {
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let inner = self.lock();
-        Ok(ids.iter().map(|id| inner.blocks.get(id).map(located)).collect())
+        let usable = |id: &BlockId| inner.blocks.get(id).filter(|_| inner.is_usable(*id));
+        Ok(ids.iter().map(|id| usable(id).map(located)).collect())
     }
 
     fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
@@ -186,6 +230,7 @@ impl StoreReader for MemoryStore {
                     .clone()
                     .map(|page| sealed.pages.get(page).cloned().unwrap_or_default())
                     .collect(),
+                base: sealed.base,
             })
         };
         wanted.iter().map(one).collect()
@@ -243,14 +288,16 @@ fn located((place, sealed): &(Place, Sealed)) -> Located {
         place: *place,
         plain_bytes: sealed.plain_bytes,
         stored_bytes: sealed.stored_bytes() as u32,
+        base: sealed.base,
     }
 }
 
 impl StoreWriter for MemoryStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         let mut inner = self.lock();
+        inner.check_bases(&blocks)?;
         for sealed in blocks {
-            let renewed = inner.condemned.remove(&sealed.id);
+            let renewed = inner.condemned.remove(&sealed.id) || !inner.is_usable(sealed.id);
             if renewed || !inner.blocks.contains_key(&sealed.id) {
                 let place = Place(inner.next_place);
                 inner.next_place += 1;
@@ -258,6 +305,10 @@ impl StoreWriter for MemoryStore {
             }
         }
         Ok(())
+    }
+
+    fn takes_differences(&self) -> bool {
+        true
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
@@ -331,8 +382,19 @@ impl StoreManager for MemoryStore {
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
-        self.lock().condemned.extend(ids);
-        Ok(())
+        let mut inner = self.lock();
+        inner.condemned.extend(ids);
+        loop {
+            let depends = |(id, (_, sealed)): (&BlockId, &(Place, Sealed))| {
+                sealed.base.filter(|base| inner.condemned.contains(base)).map(|_| *id)
+            };
+            let more: Vec<_> = inner.blocks.iter().filter_map(depends).collect();
+            let before = inner.condemned.len();
+            inner.condemned.extend(more);
+            if inner.condemned.len() == before {
+                return Ok(());
+            }
+        }
     }
 
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `blocks` | sequence number (u64), part (u16), big-endian | part 0: block id, plain and stored length (u32), header; part n: page n - 1, no row for a page of zeros |
 //! | `index` | block id | sequence number (u64), plain length (u32), stored length (u32), big-endian |
+//! | | | in both, if the block is a difference: the top bit of the stored length, and after that the id of the base |
 //! | `nodes` | node id | the node of a manifest |
 //! | `backups` | `GUEST@TIME` | the record |
 //! | `notes` | the note's name | its value |
@@ -32,13 +33,15 @@
 //!    that is not stored.
 //!
 //! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and
-//! removes the old rows. `rocks/sweep.rs` describes what a sweep leaves on disk.
+//! removes the old rows. The base of a difference is put before it, so the same batch, or an earlier one, writes its index row; and
+//! the first difference brings the feature that older versions refuse in the same batch, see `rocks/bases.rs`. `rocks/sweep.rs` describes what a sweep leaves on disk.
 //!
 //! `rocks/published.rs` says what a view of the store contains.
 //!
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Nodes that a crash left are named by their content and stay as they are.
 
+mod bases;
 mod bin;
 mod check;
 mod errors;
@@ -311,6 +314,9 @@ impl RocksStore {
                 }
             }
         }
+        if covered.iter().any(|(_, pending)| pending.row.base.is_some()) {
+            reader.note_differences(&mut batch)?;
+        }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
         if let Some(Commit {
             record, notes, terms, ..
@@ -431,6 +437,10 @@ impl StoreWriter for RocksStore {
         self.put_for(None, blocks)
     }
 
+    fn takes_differences(&self) -> bool {
+        true
+    }
+
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
         self.put_nodes_for(None, Terms::default(), nodes)
     }
@@ -454,6 +464,7 @@ impl StoreManager for RocksStore {
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        let ids = &self.reader.with_dependents(ids)?;
         let mut batch = WriteBatch::default();
         for id in ids {
             batch.put_cf(self.reader.family("meta"), CONDEMNED.key(*id), []);

@@ -20,7 +20,7 @@ use crate::keys::{Keys, Unlock, create_key_file};
 use crate::reader::{ImageReader, ReadResources};
 use crate::repository::{CreateOptions, Repository, View};
 use crate::state::{State, States, note_of};
-use crate::tests::testing::{backup, mixed_bytes, store_image};
+use crate::tests::testing::{backup, mixed_bytes, store_image, store_image_over};
 
 /// Number of flips in the tests, plain and encrypted together.
 const FLIPS: u64 = 1000;
@@ -83,11 +83,17 @@ impl Specimen {
             ("web1", "2026-11-21T00-00-00Z", vec![changed]),
             ("db1", "2026-11-21T00-00-01Z", vec![mixed_bytes(2, 700_001), one]),
         ];
-        let mut entries = Vec::new();
+        let mut entries: Vec<(Entry, State, Vec<Vec<u8>>)> = Vec::new();
         for (guest, time, disks) in days {
             let writer = repository.manager("test", &mut |_| true).expect("opens");
+            let before: Option<&Entry> = entries.last().map(|(entry, ..)| entry);
+            let before = before.filter(|entry| entry.backup.guest.as_str() == guest);
             let images = disks.iter().zip(["vda", "vdb"]);
-            let images = images.map(|(plain, disk)| store_image(writer.store(), disk, plain));
+            // The second day of a guest has differences.
+            let images = images.map(|(plain, disk)| match before {
+                Some(before) => store_image_over(writer.store(), disk, plain, &before.backup.images[0]),
+                None => store_image(writer.store(), disk, plain),
+            });
             let committed = writer
                 .writer()
                 .commit(backup(guest, time, images.collect()))
@@ -107,6 +113,17 @@ impl Specimen {
             files: vec![Vec::new(); KINDS.len()],
         };
         specimen.find_files(&path, &mut HashSet::new());
+        let mut differences = 0;
+        let view = specimen
+            .open(&path)
+            .and_then(|repository| repository.view())
+            .expect("opens");
+        let survey = view.store().survey(&mut |_, located| {
+            differences += usize::from(located.base.is_some());
+            Ok(())
+        });
+        survey.expect("surveys");
+        assert_eq!(differences, 1);
         specimen
     }
 

@@ -233,7 +233,13 @@ impl<H: Home> Bench<H> {
         let store = self.store();
         store.flush()?;
         let live = mark(&*store, &Catalogue::load(&*store)?, 2, &CANCEL)?;
-        let named = ids_of(&*store, &self.backups);
+        let mut named = ids_of(&*store, &self.backups);
+        let mut bases = BTreeSet::new();
+        store.survey(&mut |id, located| {
+            bases.extend(located.base.filter(|_| named.contains(&id)));
+            Ok(())
+        })?;
+        named.extend(bases);
         assert!(named.is_subset(&self.blocks.sure), "the model itself is wrong");
         let options = |dry_run| PruneOptions {
             max_unused,
@@ -313,6 +319,14 @@ impl<H: Home> Bench<H> {
         let fresh = !self.condemned.maybe.contains(id);
         let place = || Ok::<_, Error>(store.locate(&[*id])?[0].expect("a backup names it").place);
         let before = place()?;
+        let mut dependents = BTreeSet::new();
+        store.survey(&mut |dependent, located| {
+            dependents.extend((located.base == Some(*id)).then_some(dependent));
+            Ok(())
+        })?;
+        dependents.retain(|id| !self.condemned.sure.contains(id));
+        // Also if it fails.
+        self.condemned.maybe.extend(dependents);
         store.condemn(&[*id])?;
         if fresh {
             self.condemned.sure.insert(*id);

@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 use vbk_repo::ErrorKind;
+use vbk_repo::store::Identity;
 
 use super::again::{Again, longer, scattered};
 use super::gate::GATE;
 use super::state::{REOPEN, Shared, decode, encode, invalid, question, unreachable};
-use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL};
+use crate::message::{Answer, Ask, Fault, Hello, OLDEST_PROTOCOL, PROTOCOL};
 use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
@@ -187,7 +188,7 @@ async fn read_all(
 ) -> End {
     // Goes with the preamble: nothing that the server says first changes it.
     let hello = Ask::Hello(Hello {
-        protocol: (PROTOCOL, PROTOCOL),
+        protocol: (OLDEST_PROTOCOL, PROTOCOL),
         program: concat!("vbk ", env!("CARGO_PKG_VERSION")).to_owned(),
     });
     outbox.send(Channel::Control, question(0, encode(&hello), Vec::new()));
@@ -243,7 +244,7 @@ async fn begin(
         loop {
             outbox.send(Channel::Control, question(REOPEN, store.head.clone(), Vec::new()));
             match answer(reader, outbox, REOPEN).await? {
-                Answer::Opened { identity, .. } if identity == store.identity => break,
+                Answer::Opened { identity, .. } if is_same(&identity, &store.identity) => break,
                 Answer::Opened { .. } => return Err(other("its identity is not the same")),
                 Answer::Nothing => return Err(End::Lost("the newest snapshot can't be read".to_owned())),
                 Answer::Failed(fault @ Fault::Locked(_)) => {
@@ -258,6 +259,12 @@ async fn begin(
     }
     shared.use_connection(outbox, &stores);
     Ok(())
+}
+
+/// Returns whether two answers tell of one repository.
+fn is_same(one: &str, other: &str) -> bool {
+    let [one, other] = [one, other].map(serde_json::from_str::<Identity>);
+    matches!((one, other), (Ok(one), Ok(other)) if one.is_of_same(&other))
 }
 
 /// Tells what may pass from what stays.

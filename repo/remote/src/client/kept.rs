@@ -39,6 +39,9 @@ const PIECE_BYTES: u64 = 4096;
 
 const SUM_BYTES: usize = 32;
 
+/// Set in the length of a block's header if the block is a difference: the id of its base precedes the header.
+const HAS_BASE: usize = 1 << 31;
+
 /// The copies of one repository.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -150,9 +153,13 @@ impl Kept {
         if wanted.pages.end > count || wanted.pages.start > wanted.pages.end {
             return None;
         }
-        let header = number()?;
+        let header_and_base = number()?;
         let lens: Vec<_> = (0..count).map(|_| number()).collect::<Option<_>>()?;
-        let header = take(header)?.to_vec();
+        let base = match header_and_base & HAS_BASE {
+            0 => None,
+            _ => Some(BlockId(take(32)?.try_into().ok()?)),
+        };
+        let header = take(header_and_base & !HAS_BASE)?.to_vec();
         let mut pages = Vec::with_capacity(wanted.pages.len());
         for (page, len) in lens.into_iter().enumerate().take(wanted.pages.end) {
             let bytes = take(len)?;
@@ -160,7 +167,7 @@ impl Kept {
                 pages.push(bytes.to_vec());
             }
         }
-        Some(Stored { header, pages })
+        Some(Stored { header, pages, base })
     }
 
     /// Keeps the answer for a block, if that has its first pages.
@@ -169,10 +176,12 @@ impl Kept {
             return;
         }
         let lens = stored.pages.iter().map(Vec::len);
-        let lens = [stored.pages.len(), stored.header.len()].into_iter().chain(lens);
+        let header_and_base = stored.header.len() | stored.base.map_or(0, |_| HAS_BASE);
+        let lens = [stored.pages.len(), header_and_base].into_iter().chain(lens);
         let head: Vec<u8> = lens.flat_map(|len| (len as u32).to_le_bytes()).collect();
         let pages = stored.pages.iter().map(Vec::as_slice);
-        let pieces: Vec<_> = [&head[..], &stored.header].into_iter().chain(pages).collect();
+        let base = stored.base.as_ref().map_or(&[][..], |base| &base.0);
+        let pieces: Vec<_> = [&head[..], base, &stored.header].into_iter().chain(pages).collect();
         self.put(Thing::Block(wanted.id), &pieces);
     }
 

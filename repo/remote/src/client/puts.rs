@@ -66,6 +66,8 @@ impl Puts {
         let mut state = self.0.lock();
         let blocks = state.on_their_way.remove(&order).unwrap_or_default().len();
         match failed {
+            // The base of a difference, which was answered and lost with the server's process. The commit names the difference.
+            Some(Fault::BlockMissing(_)) => {}
             Some(fault) => _ = state.failed.get_or_insert(fault),
             None => state.settled.push(Settled {
                 order,

@@ -88,7 +88,7 @@ impl RemoteStore {
     }
 
     pub(super) fn is_of(&self, identity: &Identity) -> bool {
-        self.identity == *identity
+        self.identity.is_of_same(identity)
     }
 
     /// Bytes that are on their way on this connection.
@@ -182,10 +182,11 @@ impl RemoteStore {
         }
     }
 
-    /// Asks all questions at once, each about some things, and returns an answer per thing. `take` takes the answers to one
-    /// question off its body.
+    /// Asks all questions at once, each about some things, and returns an answer per thing; first waits for the puts of `after`, as
+    /// [`RemoteStore::drain`] does. `take` takes the answers to one question off its body.
     fn ask_each<T>(
         &self,
+        after: Option<&[Id]>,
         questions: Vec<(usize, Ask, Vec<u8>)>,
         take: impl Fn(Answer, &mut body::Strings<'_>) -> Option<Vec<Option<std::result::Result<T, Fault>>>>,
     ) -> Vec<Result<T>> {
@@ -207,7 +208,7 @@ impl RemoteStore {
             let fault = Fault::from(error);
             (0..count).map(|_| Err(fault.clone().into_error(name))).collect()
         };
-        if let Err(error) = self.drain(None) {
+        if let Err(error) = self.drain(after) {
             return all_failed(&error, questions.iter().map(|(count, ..)| count).sum());
         }
         let begin = |(count, ask, body)| (count, self.link.begin(&ask, body, false));
@@ -232,7 +233,10 @@ impl RemoteStore {
             (wanted.len(), ask, Vec::new())
         };
         let pieces = split(wanted, PIECE_BYTES, |wanted| wanted.pages.len().max(1) * PAGE_BYTES);
+        // Other puts go on meanwhile: a backup reads what it makes differences from.
+        let ids: Vec<_> = wanted.iter().map(|wanted| wanted.id.0).collect();
         let stored = self.ask_each(
+            Some(&ids),
             pieces.into_iter().map(question).collect(),
             |answer, body| match answer {
                 Answer::Stored(shapes) => {
@@ -278,7 +282,7 @@ impl RemoteStore {
             (ids.len(), Ask::Nodes(self.handle), body)
         };
         let questions = ids.chunks(MAX_NODES).map(question).collect();
-        self.ask_each(questions, |answer, body| match answer {
+        self.ask_each(None, questions, |answer, body| match answer {
             Answer::Nodes(lengths) => {
                 let take = |len: std::result::Result<u32, Fault>| match len {
                     Ok(len) => body.take(len).map(Ok),

@@ -3,6 +3,10 @@
 //!
 //! Guests are limited in plain repositories alone: in an encrypted one a server can't read their names.
 //!
+//! A client that can't read all blocks of a plain repository does not see what they are stored as differences from: with the id of
+//! a block it could read that. The server makes such blocks whole for it. Nor may it put a difference from a block that it can't
+//! read: whether that is accepted would tell it what the block contains. In an encrypted repository only the key tells.
+//!
 //! What stays possible: a client may ask whether a block or a part of a manifest with a known hash is stored, whosever it is.
 
 use std::collections::BTreeMap;
@@ -22,7 +26,7 @@ use vbk_repo::repository::{DiskUsage, Pruned, Reserve};
 use vbk_repo::store::door::Door;
 use vbk_repo::store::{
     Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Terms, Wanted,
+    StoreWriter, Stored, Swept, Terms, Wanted, whole,
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
@@ -153,6 +157,11 @@ impl Limits {
                 "the server does not let this client {what}; a token or key for all guests with the rights `verify` or `manage` can"
             ))),
         }
+    }
+
+    /// Returns whether the client may know what a block is stored as a difference from.
+    fn sees_bases(&self, is_encrypted: bool) -> bool {
+        is_encrypted || (self.has_all_guests() && self.rights.reads_blocks())
     }
 
     fn check_manages(&self, what: &str) -> Result<()> {
@@ -361,6 +370,12 @@ impl Keeper for Limited<dyn Keeper> {
     }
 }
 
+impl<S: StoreReader + ?Sized> Limited<S> {
+    fn sees_bases(&self) -> Result<bool> {
+        Ok(self.limits.sees_bases(self.inner.identity()?.is_encrypted()))
+    }
+}
+
 impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
     fn identity(&self) -> Result<Identity> {
         self.inner.identity()
@@ -379,7 +394,11 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
-        self.inner.locate(ids)
+        let mut located = self.inner.locate(ids)?;
+        if located.iter().flatten().any(|located| located.base.is_some()) && !self.sees_bases()? {
+            located.iter_mut().flatten().for_each(|located| located.base = None);
+        }
+        Ok(located)
     }
 
     fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
@@ -394,7 +413,11 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         if self.limits.rights.reads_blocks() {
-            return self.inner.get(wanted);
+            return match self.limits.has_all_guests() {
+                true => self.inner.get(wanted),
+                // Only a plain repository has clients for some guests.
+                false => whole::get_compressed(&*self.inner, wanted),
+            };
         }
         let what = "the server lets this client add backups and not read them; a token or key with the rights `restore` or \
                     `manage` can";
@@ -456,9 +479,18 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
 
 impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        if blocks.iter().any(|block| block.base.is_some()) && !self.sees_bases()? {
+            return Err(self.limits.denied(
+                "the server does not let this client put blocks as differences from others, which it may not read",
+            ));
+        }
         let bytes = blocks.iter().map(Sealed::stored_bytes).sum();
         self.limits.count(|meter| meter.put(bytes, Timestamp::now()))?;
         self.inner.put(blocks)
+    }
+
+    fn takes_differences(&self) -> bool {
+        self.inner.takes_differences() && self.sees_bases().unwrap_or(false)
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
@@ -535,12 +567,8 @@ impl<S: StoreManager + ?Sized> Limited<S> {
             let Some(located) = located else {
                 continue;
             };
-            let is_whole = match self.inner.get(&[door.whole(*id, located)]).pop() {
-                Some(Ok(stored)) => door.check_stored(*id, located, stored).map(drop),
-                Some(Err(error)) => Err(error),
-                None => Ok(()),
-            };
-            match is_whole {
+            // With what it depends on.
+            match door.check_whole(&*self.inner, *id, located) {
                 Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                 Err(_) => damaged.push(*id),
                 Ok(()) => {}

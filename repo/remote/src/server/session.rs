@@ -24,7 +24,7 @@ use super::registry::Registered;
 use super::stores::Stores;
 use super::until::Until;
 use crate::budget::{Budget, Reserved, Share};
-use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
+use crate::message::{Answer, Ask, Fault, Hello, OLDEST_PROTOCOL, PROTOCOL, Welcome};
 use crate::wire::{
     Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, stalled, write_all,
 };
@@ -303,11 +303,12 @@ async fn questions(server: &Served<'_>, read: impl AsyncRead + Unpin, open: &mut
                             counts.answered();
                             let asked = Arc::clone(home);
                             let greeted = tokio::task::spawn_blocking(move || greet(&*asked, &hello));
-                            let welcome = Answer::Welcome(greeted.await.map_err(io::Error::other)??);
-                            reply.send(&welcome, Vec::new(), false);
+                            let welcome = greeted.await.map_err(io::Error::other)??;
+                            let protocol = welcome.protocol;
+                            reply.send(&Answer::Welcome(welcome), Vec::new(), false);
                             reader.set_limits(Limits::PEER);
-                            let stores = Stores::new(Arc::clone(home), server.allowed).of(&server.registered);
-                            let stores = Arc::new(stores);
+                            let stores = Stores::new(Arc::clone(home), server.allowed);
+                            let stores = Arc::new(stores.of(&server.registered, protocol));
                             let queue = Queue::start(Arc::clone(&stores), counts)?;
                             *open = Some(Client { stores, queue });
                         }
@@ -363,16 +364,17 @@ fn makes_none() -> Fault {
 fn greet(home: &dyn Home, hello: &Hello) -> io::Result<Welcome> {
     let program = concat!("vbk ", env!("CARGO_PKG_VERSION")).to_owned();
     let (oldest, newest) = hello.protocol;
-    if !(oldest..=newest).contains(&PROTOCOL) {
+    let protocol = newest.min(PROTOCOL);
+    if protocol < oldest.max(OLDEST_PROTOCOL) {
         return Err(invalid(&format!(
-            "{} speaks versions {oldest} to {newest} of the protocol, but {program} on the server speaks {PROTOCOL}; use the same vbk \
-             on both",
+            "{} speaks versions {oldest} to {newest} of the protocol, but {program} on the server speaks {OLDEST_PROTOCOL} to \
+             {PROTOCOL}; use the same vbk on both",
             hello.program
         )));
     }
     let marker = home.marker();
     Ok(Welcome {
-        protocol: PROTOCOL,
+        protocol,
         program,
         id: marker.id.clone(),
         key_check: marker.key_check.clone(),

@@ -21,7 +21,8 @@ use super::status;
 use crate::body;
 use crate::client::node_sum;
 use crate::message::{
-    Answer, Ask, Fault, Handle, MAX_BLOCK_PAGES, MAX_FINDING, MAX_FINDINGS, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS,
+    Answer, Ask, DIFFERENCES_PROTOCOL, Fault, Handle, MAX_BLOCK_PAGES, MAX_FINDING, MAX_FINDINGS, MAX_NAMES, MAX_NODES,
+    MAX_PAGES, MAX_SUMS, PROTOCOL,
 };
 
 /// Stores that one client may have open.
@@ -33,10 +34,15 @@ pub(super) const UNFLUSHED_BLOCKS: usize = 16 << 10;
 /// Bytes of records and notes of one answer.
 const LISTED_BYTES: usize = 4 << 20;
 
+/// Tells whether a client knows blocks with a base.
+type CheckBase<'a> = dyn Fn(Option<BlockId>) -> Result<()> + 'a;
+
 /// The stores that a client has open.
 pub(super) struct Stores {
     home: Arc<dyn Home>,
     allowed: Allowed,
+    /// Version of the protocol that the client speaks.
+    protocol: u16,
     registered: Arc<Registered>,
     open: Mutex<HashMap<Handle, Arc<Open>>>,
     /// Stores in the opening: questions about them wait.
@@ -107,6 +113,7 @@ impl Stores {
         Self {
             home,
             allowed,
+            protocol: PROTOCOL,
             registered: Arc::new(Registered::nobody()),
             open: Mutex::default(),
             opening: Mutex::default(),
@@ -114,11 +121,26 @@ impl Stores {
         }
     }
 
-    /// The same for a client that is counted.
-    pub(super) fn of(self, registered: &Arc<Registered>) -> Self {
+    /// The same for a client that is counted and speaks this version of the protocol.
+    pub(super) fn of(self, registered: &Arc<Registered>, protocol: u16) -> Self {
         Self {
             registered: Arc::clone(registered),
+            protocol,
             ..self
+        }
+    }
+
+    /// An error for an older client, which was connected when the repository got its first difference.
+    fn check_knows(&self, base: Option<BlockId>) -> Result<()> {
+        match base.is_some() && self.protocol < DIFFERENCES_PROTOCOL {
+            true => Err(Error::Remote {
+                kind: ErrorKind::Unsupported,
+                message:
+                    "this vbk is too old for the repository, which has blocks that are stored as differences now; \
+                          use the same vbk as on the server"
+                        .into(),
+            }),
+            false => Ok(()),
         }
     }
 
@@ -277,14 +299,18 @@ impl Stores {
             Ask::Generation(store) => alone(Answer::Number(Some(self.store(store)?.reader.generation()?))),
             Ask::Locate(store) => {
                 let located = self.store(store)?.reader.locate(&block_ids()?)?;
+                let mut bases = located.iter().flatten().map(|located| located.base);
+                bases.try_for_each(|base| self.check_knows(base))?;
                 Ok((Answer::Located, body::entries(&located)))
             }
-            Ask::Survey { store, from } => survey(&*self.store(store)?.reader, BlockId(from)),
+            Ask::Survey { store, from } => survey(&*self.store(store)?.reader, BlockId(from), &|base| {
+                self.check_knows(base)
+            }),
             Ask::Condemned(store) => {
                 let condemned = self.store(store)?.reader.condemned()?;
                 Ok((Answer::Ids, body::ids(condemned.into_iter().map(|id| id.0))))
             }
-            Ask::Get { store, wanted } => get(&*self.store(store)?.reader, &wanted),
+            Ask::Get { store, wanted } => get(&*self.store(store)?.reader, &wanted, &|base| self.check_knows(base)),
             Ask::Nodes(store) => {
                 let ids: Vec<_> = ids(MAX_NODES)?.into_iter().map(NodeId).collect();
                 let mut body = Vec::new();
@@ -316,7 +342,7 @@ impl Stores {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
                 let open = self.store(store)?;
                 if let Some(door) = &open.door {
-                    sealed.iter().try_for_each(|block| door.check_block(block))?;
+                    door.check_blocks(&sealed, &*open.reader)?;
                 }
                 let writer = self.writer(store)?;
                 let count = sealed.len();
@@ -506,12 +532,13 @@ fn notes_of(notes: Vec<(String, Option<Vec<u8>>)>) -> Vec<Note> {
     notes.into_iter().map(|(name, value)| Note { name, value }).collect()
 }
 
-fn survey(store: &dyn StoreReader, from: BlockId) -> Result<(Answer, Vec<u8>)> {
+fn survey(store: &dyn StoreReader, from: BlockId, check: &CheckBase<'_>) -> Result<(Answer, Vec<u8>)> {
     let (mut body, mut count) = (Vec::new(), 0);
     let surveyed = store.survey_from(from, &mut |id, located| {
         if count == SURVEYED {
             return Err(Error::Interrupted);
         }
+        check(located.base)?;
         count += 1;
         body::add_row(id, located, &mut body);
         Ok(())
@@ -519,13 +546,14 @@ fn survey(store: &dyn StoreReader, from: BlockId) -> Result<(Answer, Vec<u8>)> {
     match surveyed {
         Ok(()) => Ok((Answer::Surveyed { is_last: true }, body)),
         Err(Error::Interrupted) => Ok((Answer::Surveyed { is_last: false }, body)),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Err(error),
         // What comes before a damaged entry is of use; the next question starts at it.
         Err(_) if count > 0 => Ok((Answer::Surveyed { is_last: false }, body)),
         Err(error) => Err(error),
     }
 }
 
-fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)]) -> Result<(Answer, Vec<u8>)> {
+fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)], check: &CheckBase<'_>) -> Result<(Answer, Vec<u8>)> {
     let pages: usize = wanted.iter().map(|(_, _, count)| usize::from(*count)).sum();
     let most = match wanted.len() {
         1 => MAX_BLOCK_PAGES,
@@ -543,8 +571,9 @@ fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)]) -> Result<(Answ
         .collect();
     let mut body = Vec::new();
     let stored = store.get(&wanted).into_iter().map(|stored| {
+        let stored = stored.and_then(|stored| check(stored.base).map(|()| stored));
         let stored = stored.map_err(|error| Fault::from(&error))?;
-        Ok(body::add_stored(&stored.header, &stored.pages, &mut body))
+        Ok(body::add_stored(stored.base, &stored.header, &stored.pages, &mut body))
     });
     let stored = stored.collect();
     Ok((Answer::Stored(stored), body))

@@ -234,3 +234,125 @@ fn the_list_of_uncounted_records_hides_no_change() {
     to.change(&[other], &[listed(&[&sealed[0].key])]);
     assert_ne!(to.foreign_changes(), [""; 0]);
 }
+
+#[test]
+fn a_copy_without_the_key_takes_differences_and_their_bases() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    let differences = |target: &Target| differences_in(&*target.without_key().sealed_view().expect("opens").store);
+    for day in 0..3 {
+        let time = format!("2026-11-2{day}T00-00-00Z");
+        from.back_up_over("web1", &time, &disk(1, day));
+    }
+    // The blocks that the first two have alone are in no backup that is copied.
+    let old = ["2026-11-20T00-00-00Z", "2026-11-21T00-00-00Z"].map(|time| format!("web1@{time}"));
+    let manager = from.repository().manager("test", &mut |_| true).expect("opens");
+    manager.amend(&old, &[]).expect("forgets");
+    assert!(!from.differences().is_empty());
+    let copied = copied(&from, &to);
+    assert_eq!(
+        (copied.copied.len(), copied.failed.len()),
+        (1, 0),
+        "{:?}",
+        copied.failed
+    );
+    assert_eq!(differences(&to), from.differences());
+    assert_eq!(content_of(&to.repository()), from.content());
+    assert_eq!(to.foreign_changes(), [""; 0]);
+    // A prune there keeps the bases.
+    let mut manager = to.repository().manager("test", &mut |_| true).expect("opens");
+    let options = crate::store::PruneOptions {
+        max_unused: 0.0,
+        dry_run: false,
+        empty_bin: true,
+    };
+    manager
+        .prune(options, 2, &AtomicBool::new(false), &|_| ())
+        .expect("prunes");
+    assert_eq!(content_of(&to.repository()), from.content());
+}
+
+#[test]
+fn a_repository_that_has_the_base_as_a_difference_takes_others_from_it() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    for day in 0..2 {
+        from.back_up_over("web1", &format!("2026-11-2{day}T00-00-00Z"), &disk(1, day));
+    }
+    assert_eq!(copied(&from, &to).failed.len(), 0);
+    let (one, _) = from.differences().pop_first().expect("there is one");
+    // It is damaged and stored again, as a whole, where it comes from.
+    let manager = from.repository().manager("test", &mut |_| true).expect("opens");
+    manager.store().condemn(&[one]).expect("condemns");
+    store_image_after(manager.store(), "vda", &disk(1, 1), None);
+    drop(manager);
+    assert!(!from.differences().contains_key(&one));
+    // A block of the next day is a difference from it.
+    let mut next = disk(1, 1);
+    let at = 7 * SMALL.bytes() + 40_000;
+    next[at..at + 10].copy_from_slice(b"a new text");
+    from.back_up_over("web1", "2026-11-22T00-00-00Z", &next);
+    assert!(
+        from.differences().values().any(|base| *base == one),
+        "{:?}",
+        from.differences()
+    );
+    let copied = copied(&from, &to);
+    assert_eq!(
+        (copied.copied.len(), copied.failed.len()),
+        (1, 0),
+        "{:?}",
+        copied.failed
+    );
+    assert_eq!(content_of(&to.repository()), from.content());
+}
+
+/// Stores two disks without a backup, the second as differences from the first, and condemns a block, but not what depends on it.
+/// Returns all differences.
+fn store_over(to: &Target, disks: [&[u8]; 2], condemned: BlockId, base: BlockId) -> BTreeMap<BlockId, BlockId> {
+    let manager = to.repository().manager("test", &mut |_| true).expect("opens");
+    let first = store_image_after(manager.store(), "vda", disks[0], None);
+    manager.store().flush().expect("flushes");
+    store_image_over(manager.store(), "vda", disks[1], &first);
+    manager.store().flush().expect("flushes");
+    manager.store().condemn(&[condemned]).expect("condemns");
+    manager.store().pardon(&[base]).expect("pardons");
+    differences_in(manager.store())
+}
+
+#[test]
+fn a_damaged_block_is_replaced_by_a_difference_unless_that_depends_on_it() {
+    let keys = Keys::generate().expect("random bytes");
+    for in_a_circle in [false, true] {
+        let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+        let days = [disk(1, 0), disk(1, 1)];
+        for (day, plain) in days.iter().enumerate() {
+            from.back_up_over("web1", &format!("2026-11-2{day}T00-00-00Z"), plain);
+        }
+        from.back_up("db1", "2026-11-25T00-00-00Z", &disk(2, 0));
+        let (one, base) = from.differences().pop_first().expect("there is one");
+        match in_a_circle {
+            // The block is there as a whole.
+            false => assert_eq!(store_over(&to, [&days[1], &days[1]], one, base), [].into()),
+            // And the base is a difference from it.
+            true => assert_eq!(store_over(&to, [&days[1], &days[0]], one, base), [(base, one)].into()),
+        }
+        let copied = copied(&from, &to);
+        let failed: Vec<_> = copied.failed.iter().map(|failed| format!("{failed:?}")).collect();
+        match in_a_circle {
+            false => {
+                assert_eq!(failed, [""; 0]);
+                assert_eq!(content_of(&to.repository()), from.content());
+                let view = to.without_key().sealed_view().expect("opens");
+                assert_eq!(differences_in(&*view.store), [(one, base)].into());
+                assert_eq!(view.store.condemned().expect("lists"), []);
+            }
+            true => {
+                assert_eq!(failed.len(), 1, "{failed:?}");
+                assert!(failed[0].contains("depends on it there"), "{failed:?}");
+                let copied: Vec<_> = content_of(&to.repository()).into_keys().collect();
+                assert!(copied.iter().any(|key| key.starts_with("db1")), "{copied:?}");
+            }
+        }
+    }
+}

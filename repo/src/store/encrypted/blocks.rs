@@ -6,11 +6,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::rows::{Layout, lay_out, most_rows};
-use super::{BLOCK, Encrypted, row_part, sums, thing};
+use super::{Encrypted, row_part, sums, thing};
 use crate::block::is_zero;
 use crate::cipher::OpenKey;
 use crate::codec::{Sealed, header_bytes};
 use crate::error::{Error, Result};
+use crate::id::BlockId;
 use crate::store::{Distance, StoreReader, StoreWriter, Stored, Wanted};
 
 /// Number of attempts to read a block that is stored again meanwhile.
@@ -34,8 +35,9 @@ impl<S: ?Sized> Encrypted<S> {
         }
     }
 
-    fn open_header(&self, wanted: &Wanted, stored: Vec<u8>) -> Result<Opened> {
+    fn open_header(&self, wanted: &Wanted, stored: Vec<u8>, base: Option<BlockId>) -> Result<Opened> {
         let id = wanted.id;
+        let (kind, name) = sums::block_name(id, base);
         let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };
         // The key proves more than the sum.
         let sealed = match self.has_sums {
@@ -43,7 +45,7 @@ impl<S: ?Sized> Encrypted<S> {
             false => Some(&stored[..]),
         };
         let (key, mut header) = sealed
-            .and_then(|sealed| self.open(BLOCK, &id.0, sealed))
+            .and_then(|sealed| self.open(kind, &name, sealed))
             .ok_or_else(|| damaged("its header can't be decrypted"))?;
         let length = header_bytes(&header).ok_or_else(|| damaged("its header is cut off"))?;
         if !is_zero(&header[length..]) {
@@ -57,6 +59,7 @@ impl<S: ?Sized> Encrypted<S> {
             key,
             header,
             layout,
+            base,
         })
     }
 }
@@ -70,6 +73,7 @@ struct Opened {
     layout: Layout,
     /// The rows that contain the wanted pages.
     rows: Range<usize>,
+    base: Option<BlockId>,
 }
 
 impl Opened {
@@ -93,6 +97,7 @@ impl Opened {
         Ok(Stored {
             header: self.header,
             pages,
+            base: self.base,
         })
     }
 }
@@ -108,7 +113,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
         let asked: Vec<_> = wanted.iter().map(ask).collect();
         let open = |(stored, wanted): (Result<Stored>, &Wanted)| {
             let mut stored = stored?;
-            let opened = self.open_header(wanted, stored.header)?;
+            let opened = self.open_header(wanted, stored.header, stored.base)?;
             let rows = opened.rows.clone();
             let missing = || Error::BlockDamaged {
                 id: wanted.id,
@@ -131,7 +136,10 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
             .get(&headers)
             .into_iter()
             .zip(wanted)
-            .map(|(stored, wanted)| self.open_header(wanted, stored?.header))
+            .map(|(stored, wanted)| {
+                let Stored { header, base, .. } = stored?;
+                self.open_header(wanted, header, base)
+            })
             .collect();
         let asked: Vec<_> = found
             .iter()
@@ -175,7 +183,8 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
     pub(super) fn seal_blocks(&self, blocks: Vec<Sealed>) -> Result<Vec<Sealed>> {
         let mut sealed = Vec::with_capacity(blocks.len());
         for mut block in blocks {
-            let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;
+            let (kind, name) = sums::block_name(block.id, block.base);
+            let (salt, mut key) = self.cipher.fresh(&thing(kind, &name))?;
             block.header.resize(self.full_header_bytes.max(block.header.len()), 0);
             key.seal(0, &mut block.header)?;
             block.header = [&salt[..], &block.header].concat();

@@ -7,7 +7,7 @@
 //! sum = BLAKE3 (derive-key mode, context CONTEXT) over kind || length of the name || name || for each part: its length || part
 //! ```
 //!
-//! Lengths are u64, little-endian. `encrypted.rs` lists kinds and names. A block has the parts plain length (as it is stored;
+//! Lengths are u64, little-endian. `encrypted.rs` lists kinds and names; that of a difference includes its base. A block has the parts plain length (as it is stored;
 //! u32, little-endian), header without the sum, and each row. Everything else has one part: its bytes without the sum.
 //!
 //! [`crate::store::door`] compares sums: that of what a client puts, of what is on the disk, and of what is copied. So bytes that
@@ -20,7 +20,7 @@ use crate::block::{pages_in, purposed_hash};
 use crate::cipher::{SALT_BYTES, TAG_BYTES};
 use crate::codec::{Sealed, full_header_bytes};
 use crate::error::{Error, Result};
-use crate::id::NodeId;
+use crate::id::{BlockId, NodeId};
 use crate::manifest::damaged;
 use crate::store::{Identity, Note, Record, SUMS};
 
@@ -29,6 +29,16 @@ const CONTEXT: &str = "vbk 2026-11-29 sum of a sealed thing";
 pub(super) const SUM_BYTES: usize = 32;
 
 const MISMATCH: &str = "it does not match its sum";
+
+const DIFFERENCE: u8 = b'D';
+
+/// Kind and name that a block is sealed with: a difference with another base can't be opened.
+pub(super) fn block_name(id: BlockId, base: Option<BlockId>) -> (u8, Vec<u8>) {
+    match base {
+        None => (BLOCK, id.0.to_vec()),
+        Some(base) => (DIFFERENCE, [id.0, base.0].concat()),
+    }
+}
 
 /// The lengths and sums of one encrypted repository.
 #[derive(Debug, Clone, Copy)]
@@ -131,7 +141,8 @@ fn fits_block(block: &Sealed) -> bool {
 fn sum_of_block(block: &Sealed, header: &[u8]) -> [u8; SUM_BYTES] {
     let plain_bytes = block.plain_bytes.to_le_bytes();
     let rows = block.pages.iter().map(Vec::as_slice);
-    sum_of(BLOCK, &block.id.0, [&plain_bytes[..], header].into_iter().chain(rows))
+    let (kind, name) = block_name(block.id, block.base);
+    sum_of(kind, &name, [&plain_bytes[..], header].into_iter().chain(rows))
 }
 
 fn sum_of<'a>(kind: u8, name: &'a [u8], parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; SUM_BYTES] {

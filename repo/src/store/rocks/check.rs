@@ -11,14 +11,14 @@ use rocksdb::IteratorMode;
 
 use super::errors::{failed, is_damage};
 use super::reader::{RocksReader, scan};
-use super::rows::{part_key, part_number, sequence_of};
+use super::rows::{IndexRow, part_key, part_number, sequence_of};
 use super::sessions::roots_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::pool;
 use crate::store::door::Door;
 use crate::store::proof::Proved;
-use crate::store::{Identity, Located, Note, Place, Record, StoreReader, Stored};
+use crate::store::{Identity, Located, Note, Record, StoreReader, Stored};
 
 /// Damage beyond this number is counted but not named.
 const NAMED: u64 = 1000;
@@ -55,20 +55,15 @@ struct Found {
 impl Found {
     /// Reads part 0; `None` if it is cut off.
     fn of(sequence: u64, part: &[u8]) -> Option<Self> {
-        let (id, rest) = part.split_first_chunk()?;
-        let (plain_bytes, rest) = rest.split_first_chunk()?;
-        let (stored_bytes, header) = rest.split_first_chunk()?;
+        let (id, row, header) = IndexRow::of_part_zero(sequence, part)?;
         Some(Self {
-            id: BlockId(*id),
+            id,
             sequence,
-            located: Located {
-                place: Place(sequence),
-                plain_bytes: u32::from_be_bytes(*plain_bytes),
-                stored_bytes: u32::from_be_bytes(*stored_bytes),
-            },
+            located: row.located(),
             stored: Stored {
                 header: header.to_vec(),
                 pages: Vec::new(),
+                base: row.base,
             },
         })
     }
@@ -154,11 +149,12 @@ impl RocksReader {
             let pages = door.whole(found.id, found.located).pages.len();
             let pages = pages.max(found.stored.pages.len());
             found.stored.pages.resize(pages, Vec::new());
-            let Err(error) = door.check_stored(found.id, found.located, found.stored) else {
+            let Err(error) = door.check_stored(found.id, found.located, found.stored, self) else {
                 return Ok(());
             };
-            // The rows of a block that is no longer in the index are removed one by one.
-            let row = self.index_rows(&[found.id])?.pop().flatten();
+            // The rows of a block that is no longer in the index are removed one by one, and no backup has a difference whose base
+            // was removed: what is missing for a backup is found below.
+            let row = self.usable_rows(&[found.id])?.pop().flatten();
             if row.is_some_and(|row| row.sequence == found.sequence) {
                 damage.lock().push(format!("block {}: {error}", found.sequence));
             }

@@ -16,7 +16,7 @@ pub(crate) use self::place::WriteList;
 use self::scan::Scan;
 use super::errors::{damaged, failed, is_damage};
 use super::options;
-use super::rows::{HEADER_AT, IndexRow, part_key};
+use super::rows::{IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::{Forgotten, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
@@ -220,8 +220,9 @@ impl RocksReader {
         let keys = std::iter::once(0).chain(wanted.pages.clone().map(|page| page + 1));
         let mut parts = self.parts(id, row.sequence, keys).into_iter();
         Ok(Stored {
-            header: header_in(id, parts.next().unwrap_or_else(|| Ok(Vec::new()))?)?,
+            header: header_in(id, &row, parts.next().unwrap_or_else(|| Ok(Vec::new()))?)?,
             pages: parts.collect::<Result<_>>()?,
+            base: row.base,
         })
     }
 
@@ -234,18 +235,18 @@ impl RocksReader {
             None => {
                 let row = self.index_rows(&[id])?.pop().flatten().ok_or(Error::BlockMissing(id))?;
                 let found = Arc::new(Found {
-                    sequence: row.sequence,
-                    header: header_in(id, self.part(id, row.sequence, 0)?)?,
+                    header: header_in(id, &row, self.part(id, row.sequence, 0)?)?,
+                    row,
                 });
                 self.found.insert(id, Arc::clone(&found));
                 found
             }
         };
         let pages = match wanted.pages.len() {
-            1 => vec![self.part(id, found.sequence, wanted.pages.start + 1)?],
+            1 => vec![self.part(id, found.row.sequence, wanted.pages.start + 1)?],
             _ => {
                 let keys = wanted.pages.clone().map(|page| page + 1);
-                self.parts(id, found.sequence, keys)
+                self.parts(id, found.row.sequence, keys)
                     .into_iter()
                     .collect::<Result<_>>()?
             }
@@ -253,6 +254,7 @@ impl RocksReader {
         Ok(Stored {
             header: found.header.clone(),
             pages,
+            base: found.row.base,
         })
     }
 
@@ -283,17 +285,20 @@ fn read_part(id: BlockId, part: std::result::Result<Option<DBPinnableSlice<'_>>,
     }
 }
 
-/// Returns the header in part 0, which names its block. This detects an index row that points elsewhere, which is not
-/// damage to the block there.
-fn header_in(id: BlockId, mut part: Vec<u8>) -> Result<Vec<u8>> {
-    if part.len() < HEADER_AT || part[..32] != id.0 {
-        return Err(Error::BlockDamaged {
+/// Returns the header in part 0, which names its block and the base of that. This detects an index row that points elsewhere,
+/// which is not damage to the block there, and one without which a prune would remove the base.
+fn header_in(id: BlockId, row: &IndexRow, mut part: Vec<u8>) -> Result<Vec<u8>> {
+    match IndexRow::of_part_zero(row.sequence, &part) {
+        Some((there, repeated, header)) if there == id && repeated.base == row.base => {
+            let at = part.len() - header.len();
+            part.drain(..at);
+            Ok(part)
+        }
+        _ => Err(Error::BlockDamaged {
             id,
             what: "its header is missing or belongs to another block".into(),
-        });
+        }),
     }
-    part.drain(..HEADER_AT);
-    Ok(part)
 }
 
 impl StoreReader for RocksReader {
@@ -316,7 +321,7 @@ impl StoreReader for RocksReader {
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
-        let rows = self.index_rows(ids)?.into_iter();
+        let rows = self.usable_rows(ids)?.into_iter();
         Ok(rows.map(|row| row.map(IndexRow::located)).collect())
     }
 

@@ -2,7 +2,7 @@
 //! waits for nobody.
 //!
 //! A session *uses* a block from the moment that the store told it that the block is there (`locate`, or a put that found it),
-//! or that it put it, and a node of a manifest from the moment that it asked for it or put it. It *builds on* the record that it
+//! or that it put it, with all blocks that this one depends on (`bases.rs`), and a node of a manifest from the moment that it asked for it or put it. It *builds on* the record that it
 //! names with `builds_on`: an unchanged part of a disk is neither asked for nor put again. Such a record is *held* when it is
 //! removed.
 //!
@@ -31,6 +31,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
+use super::bases::{Bases, follow};
 use super::errors::{failed, is_damage};
 use super::rows::{IndexRow, part_key};
 use super::{BATCH_BYTES, Pending, RocksStore};
@@ -42,8 +43,8 @@ use crate::store::encrypted::roots_below;
 use crate::store::places::Places;
 use crate::store::proof::Proved;
 use crate::store::{
-    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Terms, Wanted,
+    Forgotten, Identity, Listing, Live, Located, MOST_BASES_READ, Note, Place, PruneOptions, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 
 /// Blocks and nodes that a session relies on.
@@ -189,18 +190,22 @@ impl RocksStore {
 
     /// Looks blocks up for a session, which uses those that are there from now on.
     pub(super) fn locate_for(&self, session: Option<u64>, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        let read = || {
+            let mut rows = self.rows(ids)?;
+            let bases = follow(&mut rows, MOST_BASES_READ, |ids| self.rows(ids))?;
+            Ok((rows, bases))
+        };
         let removals = self.sessions.lock().removals;
-        let mut rows = self.rows(ids)?;
+        let (mut rows, mut bases) = read()?;
         #[cfg(test)]
         self.pause();
         let mut sessions = self.sessions.lock();
         if sessions.removals != removals && sessions.keep(Rule::Again) {
-            rows = self.rows(ids)?;
+            (rows, bases) = read()?;
         }
         if let Some(used) = sessions.of(session) {
-            rows.iter().flatten().for_each(|row| {
-                used.places.insert(Place(row.sequence));
-            });
+            let places = rows.iter().flatten().map(|row| Place(row.sequence));
+            places.chain(bases).for_each(|place| _ = used.places.insert(place));
         }
         Ok(rows.into_iter().map(|row| row.map(IndexRow::located)).collect())
     }
@@ -222,13 +227,22 @@ impl RocksStore {
             }
             let mut used = sessions.of(session);
             let mut pending = self.pending();
+            let rows_with = |ids: &[BlockId]| {
+                let stored = self.reader.index_rows(ids)?.into_iter().zip(ids);
+                let row = |(stored, id)| pending.get(id).map(|pending| pending.row).or(stored);
+                Ok(stored.map(row).collect())
+            };
+            // Before anything is noted: an error leaves nothing of these blocks.
+            let is_pending = |id: &BlockId| pending.contains_key(id);
+            let bases = Bases::of(&blocks, &stored, &condemned, &is_pending, &rows_with)?;
             let mut note = |sequence| used.as_mut().map(|used| used.places.insert(Place(sequence)));
-            for (block, stored) in blocks.into_iter().zip(stored) {
+            bases.places.iter().for_each(|place| _ = note(place.0));
+            for ((block, stored), is_lost) in blocks.into_iter().zip(stored).zip(bases.lost) {
                 if let Some(stored) = stored {
                     note(stored.sequence);
                 }
                 let replaces = stored
-                    .filter(|_| condemned.contains(&block.id))
+                    .filter(|_| is_lost || condemned.contains(&block.id))
                     .map(|stored| stored.sequence);
                 if let Some(pending) = pending.get(&block.id) {
                     note(pending.row.sequence);
@@ -240,7 +254,9 @@ impl RocksStore {
                 let row = IndexRow {
                     sequence: self.next_sequence.fetch_add(1, Ordering::SeqCst),
                     plain_bytes: block.plain_bytes,
-                    stored_bytes: u32::try_from(block.stored_bytes()).unwrap_or(u32::MAX),
+                    // A block has at most 16 MiB, and its header less than one.
+                    stored_bytes: block.stored_bytes().min(i32::MAX as u64) as u32,
+                    base: block.base,
                 };
                 note(row.sequence);
                 pending.insert(block.id, Pending { row, replaces });
@@ -420,6 +436,10 @@ impl StoreReader for RocksSession {
 }
 
 impl StoreWriter for RocksSession {
+    fn takes_differences(&self) -> bool {
+        true
+    }
+
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.store.put_for(Some(self.number), blocks)
     }

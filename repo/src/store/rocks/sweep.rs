@@ -2,7 +2,8 @@
 //!
 //! The sequence numbers are cut into windows of about 2 GiB of plain blocks. A window is swept if enough in it is
 //! unused; elsewhere unused blocks stay, in the index and ready to be used again. So the index names exactly the stored
-//! blocks at any time.
+//! blocks at any time. A base may be removed before an unused difference from it, which does not count as stored then, see
+//! `bases.rs`.
 //!
 //! A pass sweeps some windows, after one scan of the whole index in its own order: looking up each block would cost a
 //! random read each. The first pass has few blocks, so that even a full disk has room for the removal of their rows.

@@ -271,6 +271,7 @@ fn a_view_gives_the_pages_of_a_block_in_any_order() {
             let stored = Stored {
                 header,
                 pages: block.pages[pages.clone()].to_vec(),
+                base: None,
             };
             let pages = pages.clone();
             let found = view.get(&[Wanted { id, pages }]).swap_remove(0);
@@ -543,6 +544,7 @@ fn an_index_row_that_points_past_the_last_barrier_is_damage_and_its_block_is_sto
             sequence,
             plain_bytes: one.plain_bytes,
             stored_bytes: 1,
+            base: None,
         };
         let mut batch = WriteBatch::default();
         batch.put_cf(store.reader.family("index"), one.id.0, row.encode());

@@ -1,6 +1,6 @@
 //! Makes backups in the way of vbk's engine, in one thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::expected::{GUESTS, Kept};
 use super::homes::Home;
@@ -10,6 +10,7 @@ use crate::backup::Image;
 use crate::block::{BlockIndex, is_zero};
 use crate::catalogue::Catalogue;
 use crate::codec::{Compression, Sealer};
+use crate::differences::{New, bases, seal};
 use crate::error::{ErrorKind, Result};
 use crate::slots::SlotReader;
 use crate::store::{Record, StoreManager};
@@ -57,6 +58,7 @@ impl<H: Home> Bench<H> {
         let previous = catalogue.latest(&guest_name);
         let time = catalogue.free_time(&guest_name, now);
         let again = condemned(store)?;
+        let again_set: HashSet<_> = again.iter().copied().collect();
         let mut sealer = Sealer::new(Compression::Zstd(1))?;
         let mut images: Vec<Image> = Vec::new();
         let mut runs = 0;
@@ -84,18 +86,25 @@ impl<H: Home> Bench<H> {
                 let mut asked = Vec::new();
                 for (index, (block, hashes)) in (first..).zip(run.iter().zip(&hashed)) {
                     let Some(hashes) = hashes else { continue };
-                    let unchanged = known.get(index) == Some(&Some(hashes.id));
-                    if !unchanged || again.contains(&hashes.id) {
-                        asked.push((*block, hashes));
+                    let before = known.get(index).copied().flatten();
+                    if before != Some(hashes.id) || again.contains(&hashes.id) {
+                        asked.push((*block, hashes, before));
                     }
                 }
-                let ids: Vec<_> = asked.iter().map(|(_, hashes)| hashes.id).collect();
-                let mut sealed = Vec::new();
-                for ((block, hashes), place) in asked.into_iter().zip(store.locate(&ids)?) {
-                    if place.is_none() || again.contains(&hashes.id) {
-                        sealed.push(sealer.seal(block, hashes)?);
+                let ids: Vec<_> = asked.iter().map(|(_, hashes, _)| hashes.id).collect();
+                let mut new = Vec::new();
+                for ((plain, hashes, before), place) in asked.into_iter().zip(store.locate(&ids)?) {
+                    let is_again = again.contains(&hashes.id);
+                    if place.is_none() || is_again {
+                        new.push(New {
+                            plain,
+                            hashes,
+                            before: before.filter(|_| !is_again),
+                        });
                     }
                 }
+                let bases = bases(store, &again_set, &new)?;
+                let sealed = seal(&mut sealer, 1, &new, &bases)?;
                 let put: BTreeSet<_> = sealed.iter().map(|block| block.id).collect();
                 self.blocks.maybe.extend(put.difference(&self.blocks.sure));
                 self.condemned.loosen(|id| !put.contains(id));

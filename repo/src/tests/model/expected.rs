@@ -13,6 +13,8 @@ pub(super) const GUESTS: [(&str, usize); 2] = [("db", 1), ("web1", 2)];
 pub(super) const MAX_BLOCKS: usize = 20;
 pub(super) const CONTENTS: u8 = 16;
 
+const FIRST_LIKE_OTHERS: usize = 11;
+
 /// Contents of blocks: so few different ones that backups share most of them.
 static CONTENT: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let mut noise = 1_u32;
@@ -28,7 +30,13 @@ static CONTENT: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         });
         bytes.collect()
     };
-    (0..CONTENTS).map(&mut content).collect()
+    let mut contents: Vec<_> = (0..CONTENTS).map(&mut content).collect();
+    // Those are much like others, and stored as differences from these where they take their place.
+    for number in FIRST_LIKE_OTHERS..usize::from(CONTENTS) {
+        contents[number] = contents[number - 5].clone();
+        contents[number][number] ^= 1;
+    }
+    contents
 });
 
 #[derive(Debug, Clone, Default)]

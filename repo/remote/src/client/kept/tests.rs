@@ -74,6 +74,7 @@ fn only_the_first_pages_of_a_block_are_kept_and_given() {
     let of = |pages: &[Vec<u8>]| Stored {
         header: b"header".to_vec(),
         pages: pages.to_vec(),
+        base: None,
     };
     kept.put_block(&wanted(1..3), &of(&pages[1..]));
     assert_eq!(kept.block(&wanted(1..3)), None, "page 0 is missing");

@@ -10,7 +10,7 @@ use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::Pruned;
 use vbk_repo::repository::home::{Keeper, Room};
-use vbk_repo::store::{Live, Note, PruneOptions, Record, StoreManager, StoreWriter, Swept, Terms};
+use vbk_repo::store::{Distance, Live, Note, PruneOptions, Record, StoreManager, StoreWriter, Swept, Terms};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Opened, Published, RemoteStore, split};
@@ -19,7 +19,7 @@ use crate::client::gate::GATE;
 use crate::client::kept::Thing;
 use crate::client::link::Part;
 use crate::client::state::Event;
-use crate::message::{Answer, Ask, MAX_NAMES, MAX_NODES};
+use crate::message::{Answer, Ask, DIFFERENCES_PROTOCOL, MAX_NAMES, MAX_NODES};
 
 /// Bytes of blocks in one put, at least one block. The server needs memory for all of a put before it can work on it.
 const PUT_BYTES: usize = 1 << 20;
@@ -167,8 +167,26 @@ impl RemoteStore {
 }
 
 impl StoreWriter for RemoteStore {
+    fn takes_differences(&self) -> bool {
+        self.distance == Distance::Near && self.link.welcome().protocol >= DIFFERENCES_PROTOCOL
+    }
+
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.early.forget_condemned();
+        let bases: Vec<_> = blocks.iter().filter_map(|block| Some(block.base?.0)).collect();
+        if !bases.is_empty() {
+            if self.link.welcome().protocol < DIFFERENCES_PROTOCOL {
+                return Err(Error::Remote {
+                    kind: ErrorKind::Unsupported,
+                    message: format!(
+                        "{} on the server is too old for blocks that are stored as differences; use the same vbk on both",
+                        self.link.welcome().program
+                    ),
+                });
+            }
+            // They are put on several connections, and a base must be there first.
+            self.drain(Some(&bases))?;
+        }
         for blocks in split(&blocks, PUT_BYTES, |block| block.stored_bytes() as usize) {
             self.put_somewhere(blocks)?;
         }

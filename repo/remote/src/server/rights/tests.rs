@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use vbk_repo::block::BlockSize;
-use vbk_repo::codec::{Compression, Sealer};
+use vbk_repo::block::{BlockSize, Hashing, PAGE_BYTES};
+use vbk_repo::codec::{Compression, Header, Over, Sealed, Sealer};
 use vbk_repo::id::BlockId;
+use vbk_repo::keys::Keys;
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{Reserve, SealedOptions};
+use vbk_repo::store::encrypted::Encrypted;
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Note, PruneOptions, Record, StoreReader, StoreWriter, Terms};
+use vbk_repo::store::{
+    Identity, Note, PruneOptions, Record, STORE_FORMAT, StoreManager, StoreReader, StoreWriter, Terms,
+};
 
 use super::*;
 use crate::message::{Answer, Ask, Handle, Hello, PROTOCOL};
@@ -429,4 +433,150 @@ fn a_log_that_can_t_be_written_lets_nobody_destroy() {
         .expect("is there");
     assert!(ask(&stores, forget, &[]).is_err());
     assert_eq!(fixture.state(), before);
+}
+
+/// A whole block, and one that is stored as a difference from it.
+fn with_difference(store: &dyn StoreManager) -> [Sealed; 2] {
+    let base: Vec<u8> = (0..100_000_u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8)
+        .collect();
+    let mut plain = base.clone();
+    plain[9] ^= 1;
+    let hashing = store.hashing();
+    let mut sealer = Sealer::new(Compression::default()).expect("a sealer");
+    let base = sealer.seal(&base, &hashing.block(&base)).expect("seals");
+    let over = Over::open(hashing, base.id, &base.header, 0, &base.pages).expect("opens");
+    let difference = sealer.seal_over(&plain, &hashing.block(&plain), &over, 1);
+    [base, difference.expect("seals").expect("saves much")]
+}
+
+/// The base that a client is told with a block, and the block's plain bytes; none if it needs the base for them.
+type AsStored = (Option<BlockId>, Vec<u8>);
+
+/// Asks for a block in the first store; returns what the client learns of its base, twice, and the block.
+fn look(stores: &Stores, block: &Sealed) -> (Option<BlockId>, Option<AsStored>) {
+    let store = open_all(stores)[0];
+    let (_, body) = ask(stores, Ask::Locate(store), &block.id.0)
+        .expect("looks")
+        .expect("answers");
+    let located = crate::body::read_entries(&body)
+        .expect("entries")
+        .remove(0)
+        .expect("is stored");
+    let get = Ask::Get {
+        store,
+        wanted: vec![(block.id.0, 0, 2)],
+    };
+    let Ok(Some((Answer::Stored(shapes), body))) = ask(stores, get, &[]) else {
+        panic!("no answer");
+    };
+    let stored = shapes[0].as_ref().ok().map(|shape| {
+        let stored = crate::body::Strings(&body)
+            .take_shape(shape)
+            .expect("has these lengths");
+        let mut plain = vec![0; block.plain_bytes as usize];
+        let header = Header::prove(Hashing::Plain, block.id, plain.len(), &stored.header).expect("proves");
+        for (number, (page, out)) in stored.pages.iter().zip(plain.chunks_mut(PAGE_BYTES)).enumerate() {
+            if header.open_page(number, page, out).is_err() {
+                plain.clear();
+                break;
+            }
+        }
+        (stored.base, plain)
+    });
+    (located.base, stored)
+}
+
+#[test]
+fn a_client_for_some_guests_learns_no_base_and_gets_whole_blocks() {
+    let fixture = Fixture::new();
+    let [base, difference] = with_difference(&*fixture.store);
+    fixture.store.put(vec![base.clone()]).expect("puts");
+    fixture.store.put(vec![difference.clone()]).expect("puts");
+    let all = fixture.stores(Allowed::Read, &[]);
+    assert_eq!(
+        look(&all, &difference),
+        (Some(base.id), Some((Some(base.id), Vec::new()))),
+        "as it is stored"
+    );
+    let (seen, stored) = look(&fixture.stores(Allowed::Read, &["web*"]), &difference);
+    let (base_of_stored, plain) = stored.expect("reads");
+    assert_eq!((seen, base_of_stored), (None, None));
+    assert_eq!(Hashing::Plain.block(&plain).id, difference.id);
+    // Nor does one that may not read.
+    let (seen, stored) = look(&fixture.stores(Allowed::Add, &[]), &difference);
+    assert_eq!((seen, stored), (None, None));
+}
+
+#[test]
+fn a_difference_is_taken_from_those_who_may_read_its_base_and_only_if_it_is_one() {
+    let fixture = Fixture::new();
+    let [base, difference] = with_difference(&*fixture.store);
+    fixture.store.put(vec![base.clone()]).expect("puts");
+    let put = |rights, guests: &[&str], block: &Sealed| {
+        let stores = fixture.stores(rights, guests);
+        let store = *open_all(&stores).last().expect("opens some");
+        let mut body = Vec::new();
+        let blocks = vec![crate::body::add_sealed(block, &mut body)];
+        ask(&stores, Ask::Put { store, blocks }, &body).map(drop)
+    };
+    assert!(put(Allowed::Add, &[], &difference).is_err());
+    assert!(put(Allowed::Everything, &["web*"], &difference).is_err());
+    let mut wrong = difference.clone();
+    wrong.base = Some(fixture.block);
+    assert!(put(Allowed::Everything, &[], &wrong).is_err(), "of another block");
+    wrong.base = Some(BlockId([9; 32]));
+    assert!(put(Allowed::Everything, &[], &wrong).is_err(), "of none");
+    let mut wrong = difference.clone();
+    let page = wrong.pages.iter_mut().find(|page| !page.is_empty()).expect("has one");
+    page[0] ^= 1;
+    assert!(put(Allowed::Everything, &[], &wrong).is_err(), "damaged");
+    assert_eq!(fixture.store.locate(&[difference.id]).expect("looks"), [None]);
+    put(Allowed::Everything, &[], &difference).expect("takes it");
+    assert!(fixture.store.locate(&[difference.id]).expect("looks")[0].is_some());
+}
+
+#[test]
+fn a_difference_whose_base_is_damaged_can_be_condemned_by_a_client_with_the_key() {
+    let identity = Identity {
+        format: STORE_FORMAT,
+        features: Identity::features_of_new(true),
+        id: "test".into(),
+        block_size: BlockSize::DEFAULT,
+        created: jiff::Timestamp::UNIX_EPOCH,
+        key_check: None,
+    };
+    let below = Arc::new(MemoryStore::with_identity(identity.clone()));
+    let encrypted = Encrypted::new(Arc::clone(&below), &Keys::generate().expect("random bytes"), &identity);
+    let [base, difference] = with_difference(&encrypted);
+    encrypted.put(vec![base.clone()]).expect("puts");
+    encrypted.put(vec![difference.clone()]).expect("puts");
+    let sealed = below.take(difference.id).expect("is stored");
+    below.put(vec![sealed.clone()]).expect("puts");
+    let fixture = Fixture {
+        store: Arc::clone(&below),
+        ..Fixture::new()
+    };
+    let condemn = || {
+        let stores = fixture.stores(Allowed::Everything, &[]);
+        let store = *open_all(&stores).last().expect("opens some");
+        ask(&stores, Ask::Condemn(store), &difference.id.0).expect("answers");
+        below.condemned().expect("lists")
+    };
+    assert_eq!(condemn(), [], "it is whole");
+    below.damage(base.id, |sealed| sealed.pages[0][5] ^= 1);
+    assert_eq!(condemn(), [difference.id]);
+    // A client that only adds, and has no key, puts differences too: a copy does.
+    let stores = fixture.stores(Allowed::Add, &[]);
+    let store = *open_all(&stores).last().expect("opens some");
+    below.lose(difference.id);
+    let mut body = Vec::new();
+    let blocks = vec![crate::body::add_sealed(&sealed, &mut body)];
+    ask(&stores, Ask::Put { store, blocks }, &body).expect("takes it");
+    assert_eq!(
+        below.locate(&[difference.id]).expect("looks")[0]
+            .expect("is there")
+            .base,
+        Some(base.id)
+    );
 }

@@ -6,13 +6,14 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::id::BlockId;
+use crate::store::rocks::rows::IndexRow;
 
 /// Memory for the headers of blocks that were read: those of 10,000 blocks of 1 MiB.
 const HEADERS_BYTES: u64 = 8 << 20;
 
-/// The sequence number and the header of a block.
+/// The index row and the header of a block.
 pub(super) struct Found {
-    pub(super) sequence: u64,
+    pub(super) row: IndexRow,
     pub(super) header: Vec<u8>,
 }
 

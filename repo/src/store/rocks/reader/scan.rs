@@ -75,6 +75,7 @@ impl Scan {
                     .into_iter()
                     .map(|part| read_part(wanted.id, part))
                     .collect::<Result<_>>()?,
+                base: row.and_then(|row| row.base),
             })
         };
         wanted.iter().zip(rows).map(&mut answer).collect()
@@ -90,8 +91,8 @@ impl Scan {
             .into_iter();
         let mut header = |(wanted, row): (&Wanted, &Option<IndexRow>)| {
             let missing = || Error::BlockMissing(wanted.id);
-            row.ok_or_else(missing)?;
-            header_in(wanted.id, read_part(wanted.id, read.next().ok_or_else(missing)?)?)
+            let row = row.ok_or_else(missing)?;
+            header_in(wanted.id, &row, read_part(wanted.id, read.next().ok_or_else(missing)?)?)
         };
         wanted.iter().zip(rows).map(&mut header).collect()
     }

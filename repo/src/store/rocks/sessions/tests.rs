@@ -9,12 +9,14 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::*;
 use crate::block::{BlockSize, Hashing};
-use crate::codec::{Compression, Sealer};
-use crate::store::STORE_FORMAT;
+use crate::codec::{Compression, Over, Sealer};
 use crate::store::rocks::sweep::sweep_windows;
+use crate::store::{STORE_FORMAT, whole};
 
 /// Blocks that exist: few, so that backups share them.
 const BLOCKS: u8 = 24;
+/// The first of those that are stored as differences, of the first blocks, if these are there.
+const FIRST_DIFFERENCE: u8 = 16;
 /// Segments of a backup, and blocks of a segment.
 const SEGMENTS: usize = 2;
 const SLOTS: usize = 3;
@@ -98,6 +100,8 @@ struct World {
     bin: Mutex<BTreeMap<String, Content>>,
     made: AtomicU32,
     sealed: Vec<Sealed>,
+    /// Some of them as differences, each from another one of them.
+    differences: BTreeMap<u8, Sealed>,
     _directory: tempfile::TempDir,
 }
 
@@ -116,8 +120,17 @@ impl Writer {
                 let ids = segment.map(|block| world.sealed[usize::from(block)].id);
                 let located = self.session.locate(&ids).expect("locates");
                 let unknown = segment.iter().zip(located).filter(|(_, located)| located.is_none());
-                let unknown = unknown.map(|(block, _)| world.sealed[usize::from(*block)].clone());
-                self.session.put(unknown.collect()).expect("puts");
+                let unknown = unknown.map(|(block, _)| {
+                    let difference = world.differences.get(block);
+                    let base_is_there = |difference: &&Sealed| {
+                        let base = difference.base.expect("has one");
+                        self.session.locate(&[base]).expect("locates")[0].is_some()
+                    };
+                    let whole = &world.sealed[usize::from(*block)];
+                    difference.filter(base_is_there).unwrap_or(whole).clone()
+                });
+                let unknown: Vec<_> = unknown.collect();
+                self.session.put(unknown).expect("puts");
                 self.session.put_nodes(vec![node_of(&segment)]).expect("puts");
                 self.segments.push(segment);
             }
@@ -145,6 +158,7 @@ impl World {
             bin: Mutex::default(),
             made: AtomicU32::new(0),
             sealed: sealed.to_vec(),
+            differences: differences(sealed),
             _directory: directory,
         })
     }
@@ -275,10 +289,17 @@ impl World {
         records.extend(session.held());
         after.iter().for_each(|step| self.run(step));
         let segments = || records.iter().flat_map(|record| record.bytes.as_chunks::<SLOTS>().0);
-        let blocks: Vec<_> = segments()
-            .flatten()
-            .map(|block| self.sealed[usize::from(*block)].id)
-            .collect();
+        let blocks = segments().flatten().map(|block| self.sealed[usize::from(*block)].id);
+        let mut blocks: HashSet<_> = blocks.collect();
+        let mut bases = Vec::new();
+        session
+            .survey(&mut |id, located| {
+                bases.extend(located.base.filter(|_| blocks.contains(&id)));
+                Ok(())
+            })
+            .expect("surveys");
+        blocks.extend(bases);
+        let blocks: Vec<_> = blocks.into_iter().collect();
         let nodes: Vec<_> = segments().map(|segment| node_of(segment).0).collect();
         session.empty_bin(until, generation).expect("empties");
         if empty {
@@ -308,7 +329,8 @@ impl World {
         backups.retain(|_, content| {
             let (ids, nodes) = self.named(content);
             let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, pages: 0..1 }).collect();
-            !(self.store.get(&wanted).iter().all(Result::is_ok) && self.store.nodes(&nodes).iter().all(Result::is_ok))
+            !(whole::get(&*self.store, &wanted).iter().all(Result::is_ok)
+                && self.store.nodes(&nodes).iter().all(Result::is_ok))
         });
         backups.into_keys().next()
     }
@@ -317,12 +339,30 @@ impl World {
 fn blocks() -> Vec<Sealed> {
     let mut sealer = Sealer::new(Compression::None).expect("a sealer");
     let mut seal = |seed: u8| {
-        let plain: Vec<u8> = (0..9000_u32)
-            .map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8 ^ seed)
-            .collect();
+        let plain = plain(seed);
         sealer.seal(&plain, &Hashing::Plain.block(&plain)).expect("seals")
     };
     (0..BLOCKS).map(&mut seal).collect()
+}
+
+/// The bytes of a block; the last eight are much like the first.
+fn plain(seed: u8) -> Vec<u8> {
+    let byte = |at: u32| (at.wrapping_mul(2_654_435_761) >> 9) as u8 ^ (seed % FIRST_DIFFERENCE);
+    let mut plain: Vec<u8> = (0..9000).map(byte).collect();
+    plain[77] ^= seed / FIRST_DIFFERENCE;
+    plain
+}
+
+fn differences(sealed: &[Sealed]) -> BTreeMap<u8, Sealed> {
+    let mut sealer = Sealer::new(Compression::Zstd(3)).expect("a sealer");
+    let mut seal = |seed: u8| {
+        let base = &sealed[usize::from(seed - FIRST_DIFFERENCE)];
+        let over = Over::open(Hashing::Plain, base.id, &base.header, 0, &base.pages).expect("opens");
+        let plain = plain(seed);
+        let difference = sealer.seal_over(&plain, &Hashing::Plain.block(&plain), &over, 1);
+        (seed, difference.expect("seals").expect("saves much"))
+    };
+    (FIRST_DIFFERENCE..BLOCKS).map(&mut seal).collect()
 }
 
 #[test]
@@ -416,6 +456,17 @@ fn each_rule_is_needed() {
                     Segment(1, Some([9, 9, 9])),
                     Commit(1),
                 ],
+            ]
+            .concat(),
+        ),
+        // A session uses what its blocks are differences from.
+        (
+            Rule::Used,
+            [
+                dead([6, 7, 8]),
+                vec![Begin(1, 0)],
+                twice(1, [22, 23, 22]),
+                vec![Flush(1), sweep(), Commit(1)],
             ]
             .concat(),
         ),
