@@ -5,6 +5,9 @@
 //! the disk another hashes, so the disk always has reads in flight; a store that falls behind slows the workers down,
 //! and with them the reading.
 //!
+//! A block that changed since the previous backup is stored as a difference from what it was then, if that saves much and the
+//! store is near ([`vbk_repo::differences`]).
+//!
 //! Ranges that a change hint calls unchanged are not read ([`crate::hints`]): their slots are those of the previous backup.
 //!
 //! # On disk, step by step
@@ -17,6 +20,7 @@ mod files;
 mod gone;
 pub mod guest;
 mod hinted;
+mod new;
 mod plan;
 mod previous;
 mod walk;
@@ -30,8 +34,8 @@ use parking_lot::Mutex;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Entry, Image, RECORD_FORMAT};
 use vbk_repo::barrier::Barrier;
-use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
-use vbk_repo::codec::{Sealed, Sealer};
+use vbk_repo::block::{BlockIndex, BlockSize, Hashing, is_zero};
+use vbk_repo::codec::Sealer;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::manifest::Slot;
 use vbk_repo::name::{BackupTime, DiskName};
@@ -41,6 +45,7 @@ use vbk_repo::runs::Runs;
 use vbk_repo::store::StoreWriter;
 use vbk_repo::writer::{Base, ImageWriter};
 
+use self::new::Candidate;
 pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
 use self::walk::{Claim, Walk};
@@ -422,6 +427,7 @@ impl<'a> DiskCopy<'a> {
                     number: number as usize,
                     len,
                     hashes,
+                    before: previous,
                 });
             }
         }
@@ -429,56 +435,6 @@ impl<'a> DiskCopy<'a> {
         self.slots.set(first, &slots)?;
         Ok(counts)
     }
-
-    /// Stores those candidates that the repository does not have.
-    fn store_new(&self, mut candidates: Vec<Candidate>, worker: &Worker<'_>, counts: &mut Counts) -> Result<()> {
-        while !candidates.is_empty() {
-            let ids: Vec<BlockId> = candidates.iter().map(|candidate| candidate.hashes.id).collect();
-            let taken = self.job.writer.storing().take(&ids);
-            let (mine, others): (Vec<_>, Vec<_>) = candidates
-                .into_iter()
-                .partition(|candidate| taken.has(candidate.hashes.id));
-            self.store_taken(&mine, worker, counts)?;
-            // These are looked up when the thread that has them now is done.
-            candidates = others;
-        }
-        Ok(())
-    }
-
-    fn store_taken(&self, candidates: &[Candidate], worker: &Worker<'_>, counts: &mut Counts) -> Result<()> {
-        let ids: Vec<BlockId> = candidates.iter().map(|candidate| candidate.hashes.id).collect();
-        let places = self.store.locate(&ids)?;
-        let mut new: Vec<&Candidate> = Vec::new();
-        for (candidate, place) in candidates.iter().zip(places) {
-            let id = candidate.hashes.id;
-            let is_stored = place.is_some() && !self.job.condemned.contains(&id);
-            match is_stored || new.iter().any(|block| block.hashes.id == id) {
-                true => counts.unchanged_bytes += candidate.len as u64,
-                false => new.push(candidate),
-            }
-        }
-        if new.is_empty() {
-            return Ok(());
-        }
-        let sealed = self.job.seal(|sealer| {
-            let seal = |block: &&Candidate| {
-                let plain = &worker.buffers[block.number].as_slice()[..block.len];
-                sealer.seal(plain, &block.hashes)
-            };
-            new.iter().map(seal).collect::<vbk_repo::Result<Vec<_>>>()
-        })?;
-        counts.new_bytes += new.iter().map(|block| block.len as u64).sum::<u64>();
-        counts.stored_bytes += sealed.iter().map(Sealed::stored_bytes).sum::<u64>();
-        Ok(self.store.put(sealed)?)
-    }
-}
-
-/// A block of a run that the previous backup lacks at its place.
-struct Candidate {
-    /// Number of its buffer.
-    number: usize,
-    len: usize,
-    hashes: BlockHashes,
 }
 
 struct Worker<'a> {

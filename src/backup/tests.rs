@@ -125,6 +125,31 @@ fn two_days_come_back_bit_for_bit_and_share_what_did_not_change() {
 }
 
 #[test]
+fn a_changed_block_is_stored_as_its_difference_from_the_first_one() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    let mut bytes = noise(1, 3 << 20);
+    fs::write(fixture.path(), &bytes).expect("writes");
+    fixture.backup();
+    for day in 1..5 {
+        bytes[(1 << 20) + 70_000 * day] ^= 1;
+        fs::write(fixture.path(), &bytes).expect("writes");
+        let BackupSummary { entry, counts } = fixture.backup();
+        assert_eq!(counts.new_bytes, 1 << 20);
+        assert!(counts.stored_bytes < 5000, "{} bytes on day {day}", counts.stored_bytes);
+        assert!(fixture.read(&entry) == bytes, "{day}");
+    }
+    let store = fixture.repository.view().expect("opens").store();
+    let mut bases = std::collections::HashSet::new();
+    let survey = store.survey(&mut |_, located| {
+        bases.extend(located.base);
+        Ok(())
+    });
+    survey.expect("surveys");
+    assert_eq!(bases.len(), 1);
+    assert!(store.identity().expect("has one").has(vbk_repo::store::DIFFERENCES));
+}
+
+#[test]
 fn holes_are_not_read_and_zeros_not_stored() {
     let fixture = Fixture::new(BlockSize::DEFAULT);
     let file = fs::File::create(fixture.path()).expect("creates");

@@ -273,6 +273,15 @@ fn a_machine_without_the_key_copies_verifies_and_prunes() {
     // Whoever has the key goes on there as if it had been a copy with the key.
     at(&lab, &pulled, with(&keyed, args!["forget", "web1", "--keep-last", "1"])).done();
     at(&lab, &pulled, with(&keyed, args!["backup", "db1", disks[1]])).done();
+    let gone = lab.path("gone.img");
+    write_noise(&gone, 9, MIB);
+    at(&lab, &pulled, with(&keyed, args!["backup", "gone", gone])).done();
+    at(
+        &lab,
+        &pulled,
+        with(&keyed, args!["forget", "gone@latest", "--last-too"]),
+    )
+    .done();
     let said = at(&lab, &pulled, with(&keyed, args!["list"])).done();
     assert!(!said.stderr.contains("without the key"), "{said}");
     let pruned = at(
