@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel,
+    LruCacheOptions, Options, WriteOptions,
 };
 
 pub(super) const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
@@ -16,6 +17,10 @@ const BUFFER_BYTES: usize = 48 << 20;
 const BUFFERS: i32 = 3;
 /// Cache of the index, filters and small values.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
+/// Parts of that cache, each with its lock.
+const CACHE_PARTS: u32 = 4;
+/// Size of the pieces in which the filter of a sorted file of the index, and its table of contents, are read.
+const PIECE_BYTES: usize = 16 << 10;
 /// Smaller values stay in the sorted files: always headers, and also pages that compressed to almost nothing.
 const MIN_BLOB_BYTES: u64 = 1024;
 /// Descriptors that RocksDB may hold, whatever the number of its files.
@@ -36,7 +41,11 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
 /// Returns the cache of a database. Several may share it that have the same files open: its keys are made of what stands in the
 /// files.
 pub(super) fn cache() -> Cache {
-    Cache::new_lru_cache(BLOCK_CACHE_BYTES)
+    let mut options = LruCacheOptions::default();
+    options.set_capacity(BLOCK_CACHE_BYTES);
+    // By default a cache of this size has 64 parts, and what is larger than a part is read again each time.
+    options.set_num_shard_bits(CACHE_PARTS.ilog2() as i32);
+    Cache::new_lru_cache_opts(&options)
 }
 
 /// Like [`database`], with a cache that others may use.
@@ -79,6 +88,12 @@ fn family(name: &str, cache: &Cache) -> Options {
     if name == "index" {
         // Most of the requested ids are new: the filter answers without reading the disk.
         table.set_bloom_filter(10.0, false);
+        // In pieces: the filter of a file of a million rows has more than a MiB, and those of a large store are more than the cache
+        // can hold.
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
+        table.set_metadata_block_size(PIECE_BYTES);
+        table.set_pin_top_level_index_and_filter(true);
         options.set_write_buffer_size(16 << 20);
     }
     if name == BLOCKS {
@@ -147,4 +162,46 @@ pub(super) fn unlogged() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use rocksdb::{DB, IteratorMode};
+
+    use super::*;
+    use crate::tests::testing::noise;
+
+    #[test]
+    fn an_index_in_pieces_is_read_by_versions_that_make_none() {
+        const ROWS: usize = 40_000;
+        let directory = tempfile::tempdir().expect("a directory");
+        let ids = noise(1, 64 * ROWS);
+        // Every second one is stored.
+        let stored = || ids.chunks_exact(32).step_by(2);
+        let (options, families) = database(false, true);
+        let db = DB::open_cf_descriptors(&options, directory.path(), families).expect("creates");
+        let index = db.cf_handle("index").expect("is there");
+        stored().for_each(|id| db.put_cf_opt(index, id, &id[..16], &unlogged()).expect("puts"));
+        db.flush_cf(index).expect("flushes");
+        drop(db);
+        let older = |name: &str| {
+            let mut table = BlockBasedOptions::default();
+            table.set_cache_index_and_filter_blocks(true);
+            table.set_bloom_filter(10.0, false);
+            let mut options = Options::default();
+            options.set_block_based_table_factory(&table);
+            ColumnFamilyDescriptor::new(name, options)
+        };
+        let db = DB::open_cf_descriptors(&Options::default(), directory.path(), FAMILIES.map(older)).expect("opens");
+        let index = db.cf_handle("index").expect("is there");
+        for pair in ids.chunks_exact(64) {
+            let (id, other) = pair.split_at(32);
+            assert_eq!(db.get_cf(index, id).expect("reads").as_deref(), Some(&id[..16]));
+            assert_eq!(db.get_cf(index, other).expect("reads"), None);
+        }
+        assert_eq!(db.iterator_cf(index, IteratorMode::Start).count(), ROWS);
+        let pieces = db.property_value_cf(index, "rocksdb.aggregated-table-properties");
+        let pieces = pieces.expect("reads").unwrap_or_default();
+        assert!(pieces.contains("index partitions"), "{pieces}");
+    }
 }
