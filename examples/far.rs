@@ -118,6 +118,7 @@ impl Bench {
             version: String::new(),
             started: jiff::Timestamp::now(),
             threads: self.threads,
+            buffers: Default::default(),
         };
         let made = backup(&writer, &plan, &|| Ok(BTreeMap::new()), &[&STOP], &())?;
         Ok(made.entry)

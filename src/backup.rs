@@ -49,7 +49,7 @@ use self::new::Candidate;
 pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
 use self::walk::{Claim, Walk};
-use crate::disk::buffer::AlignedBuffer;
+use crate::disk::buffer::{AlignedBuffer, Buffer};
 use crate::disk::source::{MAX_IN_FLIGHT, Source};
 use crate::error::{Error, Result};
 use crate::hints::Hint;
@@ -101,6 +101,7 @@ pub fn backup(
     };
     let mut counts = Counts::default();
     let mut images = copy_disks(&job, &sources, &mut counts)?;
+    observer.event(Event::DisksRead);
     let (mut tries, mut seconds) = (0, 0);
     let committed = loop {
         match commit(&job, &mut images, time, clock, still_good, &counts) {
@@ -438,14 +439,14 @@ impl<'a> DiskCopy<'a> {
 }
 
 struct Worker<'a> {
-    buffers: Vec<AlignedBuffer>,
+    buffers: Vec<Buffer>,
     /// Set by the first error of any worker.
     stop: &'a AtomicBool,
 }
 
 impl<'a> Worker<'a> {
     fn new(copy: &DiskCopy<'_>, stop: &'a AtomicBool) -> Self {
-        let buffer = |_| AlignedBuffer::new(copy.block_size.bytes());
+        let buffer = |_| copy.job.plan.buffers.take(copy.block_size.bytes());
         Self {
             buffers: (0..copy.runs.blocks).map(buffer).collect(),
             stop,

@@ -59,6 +59,8 @@ pub enum Event<'a> {
     },
     /// Progress on the disk since the last event; the caller adds it up.
     Done(Counts),
+    /// All disks were read. What is left, to make the backup durable, hardly needs the disks or a processor.
+    DisksRead,
     /// Information worth a line: a choice that was made, or extra work.
     Note(&'a str),
     /// The change hints for a disk are wrong, so the disk is read in full. Sent at once and not only noted in the

@@ -29,6 +29,7 @@ use vbk_repo::name::{DiskName, GuestName};
 use vbk_repo::repository::Writer;
 
 use crate::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
+use crate::disk::buffer::Buffers;
 use crate::disk::source;
 use crate::error::{Error, Result};
 use crate::guest::files::{self, Disks};
@@ -57,6 +58,7 @@ pub struct Host {
     /// Directory for state that should survive a reboot but may be lost.
     cache: PathBuf,
     last_look: LastLook,
+    buffers: Buffers,
     turn: Mutex<()>,
 }
 
@@ -69,6 +71,7 @@ impl Host {
             run,
             cache: cache.to_owned(),
             last_look: LastLook::default(),
+            buffers: Buffers::default(),
             turn: Mutex::new(()),
         }
     }
@@ -411,6 +414,7 @@ impl Reading<'_> {
             version: self.plan.version.clone(),
             started,
             threads: self.plan.threads,
+            buffers: self.host.buffers.clone(),
         };
         let still_good = || {
             self.snapshots.check()?;

@@ -7,6 +7,7 @@ use vbk_repo::backup::{Consistency, SnapshotKind};
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
 
+use crate::disk::buffer::Buffers;
 use crate::hints::Hint;
 use crate::limit::Pace;
 
@@ -31,6 +32,8 @@ pub struct BackupPlan {
     pub started: Timestamp,
     /// Number of threads that may compute at once.
     pub threads: usize,
+    /// Memory to read into, which backups that run one after the other share.
+    pub buffers: Buffers,
 }
 
 /// One disk to back up.

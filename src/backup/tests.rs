@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::*;
+use crate::disk::buffer::Buffers;
 use crate::limit::Pace;
 use jiff::Timestamp;
 use vbk_repo::backup::Consistency;
@@ -73,6 +74,7 @@ fn plan(path: PathBuf) -> BackupPlan {
         version: "0".into(),
         started: Timestamp::now(),
         threads: 2,
+        buffers: Buffers::default(),
     }
 }
 

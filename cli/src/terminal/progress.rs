@@ -142,8 +142,8 @@ impl Observer for Progress {
                     ));
                 }
             }
-            // Each is followed by a warning for people.
-            Event::HintsWrong { .. } | Event::Peak { .. } => {}
+            // The first two are followed by a warning for people.
+            Event::HintsWrong { .. } | Event::Peak { .. } | Event::DisksRead => {}
             Event::Note(text) => self.note(text),
             Event::Warning(text) => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);
