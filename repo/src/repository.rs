@@ -7,6 +7,7 @@ pub mod directory;
 pub mod home;
 mod managing;
 mod pruning;
+mod publisher;
 mod rehearsed;
 mod sealed;
 mod verified;

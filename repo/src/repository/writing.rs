@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::home::Keeper;
+use super::publisher::Publisher;
 use crate::backup::{Backup, Entry};
 use crate::catalogue::Catalogue;
 use crate::codec::Sealers;
@@ -37,6 +38,7 @@ pub struct Writer {
     identity: Identity,
     /// Generation of the last change that was made here.
     changed: AtomicU64,
+    publisher: Publisher,
     shown: Arc<Shown>,
     /// Dropped last: it lets the next writer in.
     pub(super) keeper: Arc<dyn Keeper>,
@@ -66,6 +68,7 @@ impl Writer {
             sealers: Sealers::default(),
             identity,
             changed: AtomicU64::new(0),
+            publisher: Publisher::default(),
             shown,
             keeper,
         }
@@ -111,14 +114,23 @@ impl Writer {
         States::load(&*self.store)
     }
 
-    /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
+    /// Makes a backup visible, during [`Writer::publishing`] within a second. Everything it names must have been put; all of it is durable
+    /// when this returns.
     /// Its `sequence` is set to the generation that it comes with.
     pub fn commit(&self, backup: Backup) -> Result<Committed> {
         let entry = self.commit_unpublished(backup, &|generation| (generation, Vec::new()))?;
-        Ok(Committed {
-            entry,
-            unpublished: self.publish().err(),
-        })
+        let unpublished = match self.publisher.is_told() {
+            true => None,
+            false => self.publish().err(),
+        };
+        Ok(Committed { entry, unpublished })
+    }
+
+    /// Calls `work`, and shows the backups that it commits to readers: at most once a second, in a thread of its own, and all of them
+    /// when it is done. To show each would take longer than to make a small one. Also returns why the last ones are not shown before
+    /// the next writer has published them, if so. Must not be called by `work`.
+    pub fn publishing<T>(&self, work: impl FnOnce() -> T) -> (T, Option<Error>) {
+        self.publisher.during(&|| self.publish(), work)
     }
 
     /// Like [`Writer::commit`], with notes in the same step; `with` returns the `sequence` and the notes for the generation that

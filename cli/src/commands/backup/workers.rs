@@ -1,4 +1,8 @@
 //! Backs up guests, several at a time. A guest that fails does not stop the others.
+//!
+//! A guest whose disks were read only waits until its backup is durable. So the next one begins then: the processors and the
+//! guests' disks are not idle meanwhile, and guests that finish at about the same time become durable together. At most as many
+//! guests wait as are read.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::unistd::geteuid;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use vbk::backup::BackupSummary;
 use vbk::backup::guest::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
@@ -52,18 +56,48 @@ struct Shared<'a> {
     done: Mutex<Vec<Done>>,
     progress: Arc<Progress>,
     guests: usize,
+    turns: Arc<Turns>,
     workers: &'a Workers<'a>,
 }
 
+/// Admits as many guests at a time as are to be read at once.
+struct Turns {
+    free: Mutex<usize>,
+    returned: Condvar,
+}
+
+impl Turns {
+    fn take(self: &Arc<Self>) -> Turn {
+        let mut free = self.free.lock();
+        self.returned.wait_while(&mut free, |free| *free == 0);
+        *free -= 1;
+        Turn(Arc::clone(self))
+    }
+}
+
+/// The right to read a guest's disks, until it is dropped.
+struct Turn(Arc<Turns>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.free.lock() += 1;
+        self.0.returned.notify_one();
+    }
+}
+
 impl Workers<'_> {
-    /// Backs up all guests and returns a result for each.
-    pub fn run(&self, jobs: Vec<Job>, threads: usize) -> Result<Results> {
+    /// Backs up all guests, so many at a time, and returns a result for each.
+    pub fn run(&self, jobs: Vec<Job>, at_once: usize) -> Result<Results> {
         let total = jobs.iter().map(|job| job.size_bytes).sum();
         let progress = Progress::new(self.context.quiet(), total, Words::Backup);
         let shared = Shared {
             guests: jobs.len(),
             queue: Mutex::new(jobs.into()),
             done: Mutex::default(),
+            turns: Arc::new(Turns {
+                free: Mutex::new(at_once),
+                returned: Condvar::new(),
+            }),
             progress: Arc::new(progress.saying(!self.context.quiet() && !self.context.json())),
             workers: self,
         };
@@ -71,11 +105,22 @@ impl Workers<'_> {
         if geteuid().is_root() && shared.queue.lock().iter().any(Job::has_devices) {
             self.host.clean(&*shared.progress);
         }
-        let warnings = shared.progress.warnings();
-        let worked = pool::run("vbk-guest", threads.min(shared.guests), &|_, _| {
-            shared.work();
-            Ok(())
-        });
+        let mut warnings = shared.progress.warnings();
+        let work = || {
+            pool::run("vbk-guest", (2 * at_once).min(shared.guests), &|_, _| {
+                shared.work();
+                Ok(())
+            })
+        };
+        let (worked, unpublished) = match self.is_all {
+            true => self.writer.publishing(work),
+            false => (work(), None),
+        };
+        if let Some(error) = unpublished {
+            warnings += 1;
+            let warning = format!("the latest backups are stored, but will not be listed before the next one: {error}");
+            shared.progress.event(Event::Warning(&warning));
+        }
         shared.progress.finish();
         worked.map(|()| Results {
             done: shared.done.into_inner(),
@@ -87,6 +132,7 @@ impl Workers<'_> {
 impl Shared<'_> {
     fn work(&self) {
         loop {
+            let turn = self.turns.take();
             let Some(job) = self.queue.lock().pop_front() else {
                 return;
             };
@@ -100,6 +146,7 @@ impl Shared<'_> {
                 progress: Arc::clone(&self.progress),
                 warnings: AtomicU64::new(0),
                 peak_fill: Mutex::default(),
+                turn: Mutex::new(Some(turn)),
             });
             for note in &job.notes {
                 observer.event(Event::Warning(note));
@@ -184,6 +231,8 @@ struct GuestObserver {
     warnings: AtomicU64,
     /// Peak fill of a snapshot.
     peak_fill: Mutex<Option<f64>>,
+    /// Until its disks were read.
+    turn: Mutex<Option<Turn>>,
 }
 
 impl Observer for GuestObserver {
@@ -195,6 +244,7 @@ impl Observer for GuestObserver {
                 self.progress.event(Event::Warning(&format!("{guest}: {text}")));
             }
             Event::Note(text) => self.progress.event(Event::Note(&format!("{guest}: {text}"))),
+            Event::DisksRead => drop(self.turn.lock().take()),
             Event::Peak { fill, .. } => {
                 let mut peak = self.peak_fill.lock();
                 *peak = Some(peak.map_or(fill, |known| known.max(fill)));
