@@ -136,7 +136,7 @@ pub fn partition_table(image: &ImageReader) -> io::Result<PartitionTable> {
 
 /// Formats the record for people.
 pub(crate) fn record_json(entry: &Entry) -> Arc<[u8]> {
-    let mut text = serde_json::to_vec_pretty(&entry.backup).expect("a record has only strings and numbers in it");
+    let mut text = serde_json::to_vec_pretty(&*entry.backup).expect("a record has only strings and numbers in it");
     text.push(b'\n');
     text.into()
 }

@@ -28,7 +28,7 @@ fn main() -> Result<()> {
         Ok::<_, Box<dyn std::error::Error>>(Backup {
             guest: format!("guest{}", number % guests).parse()?,
             time: BackupTime::new(newest.time.timestamp() - before),
-            ..newest.clone()
+            ..Backup::clone(&newest)
         })
     };
     // The last one alone is shown to readers, which takes longer than to store it.

@@ -4,6 +4,7 @@
 //! Fields that a reader does not know are ignored; a change that must not be ignored gets a new `format` number.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
@@ -157,8 +158,8 @@ impl std::fmt::Display for SnapshotKind {
 pub struct Entry {
     /// BLAKE3-256 of the record's bytes.
     pub id: BackupId,
-    /// The record.
-    pub backup: Backup,
+    /// The record. Clones share it: lists of many are made again and again.
+    pub backup: Arc<Backup>,
 }
 
 impl Backup {
@@ -305,7 +306,7 @@ impl Entry {
         backup.check().map_err(|error| damaged(error.to_string()))?;
         Ok(Self {
             id: BackupId(hashing.content(bytes)),
-            backup,
+            backup: Arc::new(backup),
         })
     }
 }

@@ -1,8 +1,10 @@
 //! All backups of a repository, and the ways in which people name one of them.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -25,6 +27,7 @@ pub struct Catalogue {
     entries: Vec<Entry>,
     damaged: Vec<Error>,
     received: HashMap<String, Received>,
+    generation: u64,
 }
 
 /// Time that a doubted backup may be older than its commit, so that its own time counts. A client that makes times up can reach
@@ -114,6 +117,11 @@ impl fmt::Display for BackupSpec {
     }
 }
 
+/// By guest, and then in the order in which they were made.
+fn in_order(one: &Entry, other: &Entry) -> Ordering {
+    (&one.backup.guest, one.backup.order()).cmp(&(&other.backup.guest, other.backup.order()))
+}
+
 impl Catalogue {
     /// Reads all records. Sets a damaged record aside; it hides no other. A missing record, or one that was put back,
     /// counts as damage too if the store can detect that.
@@ -125,16 +133,34 @@ impl Catalogue {
         for entry in &mut catalogue.entries {
             // No record has a generation that the store has not reached; such a record would hide all later ones until then.
             if entry.backup.sequence > listing.generation {
-                entry.backup.sequence = 0;
+                Arc::make_mut(&mut entry.backup).sequence = 0;
             }
         }
         for what in listing.foreign_changes {
             catalogue.damaged.push(Error::ForeignChanges { what });
         }
-        catalogue.entries.sort_by(|one, other| {
-            (&one.backup.guest, one.backup.order()).cmp(&(&other.backup.guest, other.backup.order()))
-        });
+        catalogue.entries.sort_by(in_order);
+        catalogue.generation = listing.generation;
         Ok(catalogue)
+    }
+
+    /// Returns the generation of the store that this is the catalogue of.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Returns the catalogue of the next generation, which a backup came with. No record of this one is damaged.
+    pub(crate) fn followed_by(&self, entry: Entry, received: Vec<(String, Received)>) -> Self {
+        let mut next = Self {
+            entries: self.entries.clone(),
+            damaged: Vec::new(),
+            received: self.received.clone(),
+            generation: self.generation + 1,
+        };
+        let place = next.entries.partition_point(|other| in_order(other, &entry).is_lt());
+        next.entries.insert(place, entry);
+        next.received.extend(received);
+        next
     }
 
     /// Adds records, for what they name: not in any order.
@@ -154,6 +180,7 @@ impl Catalogue {
             entries: self.entries.clone(),
             damaged: Vec::new(),
             received: HashMap::new(),
+            generation: self.generation,
         };
         all.add(hashing, records);
         all

@@ -37,6 +37,7 @@ mod same;
 mod sealed;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,7 @@ struct Base {
     /// Position in the order.
     rank: usize,
     from: Entry,
-    to: Backup,
+    to: Arc<Backup>,
     /// One is a copy of the other, as far as this copy or an earlier one knows.
     is_proven: bool,
 }
@@ -459,7 +460,7 @@ impl Job<'_> {
     }
 
     /// Returns the backup that another process has stored meanwhile, if it is the same one.
-    fn exists(&self, backup: &Backup) -> std::result::Result<Backup, Fault> {
+    fn exists(&self, backup: &Backup) -> std::result::Result<Arc<Backup>, Fault> {
         let (store, key) = (self.to.store(), backup.spec());
         let found = store.lookup(std::slice::from_ref(&key), &[]).map_err(Fault::To)?;
         let record = found.records.into_iter().next();

@@ -268,7 +268,7 @@ mod tests {
             .expect("reads");
         let entry = Entry {
             id: BackupId([0; 32]),
-            backup: backup("web1", "2026-11-20T00-00-00Z", vec![image]),
+            backup: backup("web1", "2026-11-20T00-00-00Z", vec![image]).into(),
         };
         (store, entry, slots.into_iter().flatten().collect())
     }

@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use crate::support::bytes::{MIB, make_hole, noise_bytes, write_at};
 use crate::support::disk::{Disk, XFS_MIB};
-use crate::support::lab::{Lab, VBK, names_in, str_of, u64_of};
+use crate::support::lab::{Lab, names_in, str_of, u64_of};
 use crate::support::run::Said;
-use crate::support::tools::{command, tool};
+use crate::support::tools::{command, copy_program, tool};
 
 const NOBODY: u32 = 65534;
 
@@ -196,7 +196,7 @@ fn a_copy_is_like_the_original_as_root_and_as_another_user() {
     lab.backup("web1", &disk.path);
     lab.ok(args!["cp", "-r", "web1@latest:/srv/app", lab.path("copy")]);
     let program = lab.subdir("bin").join("vbk");
-    fs::copy(VBK, &program).expect("copies the program");
+    copy_program(&program);
     let own = lab.subdir("nobody");
     chown(&own, Some(NOBODY), Some(NOBODY)).expect("root may");
     tool("chown", args!["-R", "65534:65534", lab.repo()]);

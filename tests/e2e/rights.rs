@@ -12,7 +12,7 @@ use crate::support::disk::Disk;
 use crate::support::kernel;
 use crate::support::lab::{Lab, VBK, names_in};
 use crate::support::run::Said;
-use crate::support::tools::{tool, try_tool};
+use crate::support::tools::{copy_program, tool, try_tool};
 
 const NOBODY: u32 = 65534;
 
@@ -29,9 +29,7 @@ impl NobodysLab {
         tool("chmod", args!["755", lab.dir()]);
         let bin = lab.subdir("bin");
         let program = bin.join("vbk");
-        if fs::hard_link(VBK, &program).is_err() {
-            fs::copy(VBK, &program).expect("copies the program");
-        }
+        copy_program(&program);
         let own = lab.subdir("nobody's");
         chown(&own, Some(NOBODY), Some(NOBODY)).expect("root may");
         Self { lab, program }

@@ -113,7 +113,8 @@ fn into(to: &Context<'_>, from: &Other, args: &CopyArgs, cancel: &Arc<AtomicBool
         let writer = to.writer(&repository, "copy", args.no_wait, cancel)?;
         // Another writer may have added some of them since.
         if writer.store().generation()? != view.standing().generation.unwrap_or_default() {
-            plan = Plan::new(&catalogue, &writer.catalogue()?, &wanted);
+            let there = writer.catalogue()?;
+            plan = Plan::new(&catalogue, &there, &wanted);
         }
         (present, taken) = (plan.present, plan.taken.clone());
         done = run.copy(from, &writer, plan, &repository, cancel)?;

@@ -188,7 +188,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let begun = record.begin(
         (&point, args.shown_at.as_deref()),
         &repository,
-        only,
+        only.map(|backup| &**backup),
         new_file.as_ref().and_then(NewName::file),
     );
     let at = point.display();

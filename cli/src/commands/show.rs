@@ -38,7 +38,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let mut entry = catalogue.find(&args.backup)?.clone();
     warn_of_clock(&catalogue, &args.backup, &entry);
     if let Some(disk) = &args.backup.disk {
-        entry.backup = entry.backup.only(disk)?;
+        entry.backup = entry.backup.only(disk)?.into();
     }
     if let Some(name) = &args.file {
         return config::write_file(&view, &entry, name);

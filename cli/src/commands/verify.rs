@@ -216,7 +216,7 @@ fn choose(catalogue: &Catalogue, args: &VerifyArgs) -> Result<Vec<Entry>> {
         .map(|spec| {
             let mut entry = catalogue.find(spec)?.clone();
             if let Some(disk) = &spec.disk {
-                entry.backup = entry.backup.only(disk)?;
+                entry.backup = entry.backup.only(disk)?.into();
             }
             Ok(entry)
         })

@@ -113,7 +113,8 @@ impl Place {
 
     fn backups(&self) -> Vec<Backup> {
         let catalogue = self.repository().view().expect("opens").catalogue().expect("loads");
-        catalogue.entries().iter().map(|entry| entry.backup.clone()).collect()
+        let backups = catalogue.entries().iter().map(|entry| Backup::clone(&entry.backup));
+        backups.collect()
     }
 
     /// Returns the blocks that are stored as differences, with their bases.
@@ -182,7 +183,8 @@ fn copy_some(
     let from = from.view().map_err(CopyError::From)?;
     let to = to.writer("copy", &mut |_| false).map_err(CopyError::To)?;
     let theirs = from.catalogue().map_err(CopyError::From)?;
-    let plan = Plan::new(&theirs, &to.catalogue().map_err(CopyError::To)?, wanted);
+    let ours = to.catalogue().map_err(CopyError::To)?;
+    let plan = Plan::new(&theirs, &ours, wanted);
     let options = CopyOptions {
         threads: 2,
         cancel: &AtomicBool::new(false),

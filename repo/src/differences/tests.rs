@@ -40,7 +40,7 @@ fn commit(store: &dyn StoreManager, day: u8, image: &Image) -> Entry {
     store.commit(&Record { key, bytes }).expect("commits");
     Entry {
         id: BackupId([0; 32]),
-        backup: made,
+        backup: made.into(),
     }
 }
 

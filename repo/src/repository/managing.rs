@@ -62,7 +62,7 @@ impl Manager {
     }
 
     /// All backups.
-    pub fn catalogue(&self) -> Result<Catalogue> {
+    pub fn catalogue(&self) -> Result<Arc<Catalogue>> {
         self.writer.catalogue()
     }
 

@@ -4,6 +4,7 @@ use super::directory::{MARKER, views};
 use super::*;
 use crate::ErrorKind;
 use crate::backup::{Entry, Image};
+use crate::catalogue::Catalogue;
 use crate::mark::mark;
 use crate::standing::Standing;
 use crate::store::rocks::{RocksStore, path_in};
@@ -559,4 +560,50 @@ fn a_damaged_backup_in_the_bin_keeps_no_prune_from_its_work() {
     let bin = writer.forgotten().expect("lists");
     let bin: Vec<_> = bin.into_iter().filter(|one| spec(one) == good.backup.spec()).collect();
     writer.unforget(&bin).expect("brings the good one back");
+}
+
+/// Asserts that a writer's catalogue is what the store has.
+fn assert_known(writer: &Writer) -> usize {
+    let known = writer.catalogue().expect("loads");
+    let stored = Catalogue::load(writer.store()).expect("loads");
+    assert_eq!(known.entries(), stored.entries());
+    for entry in stored.entries() {
+        assert_eq!(known.received(&entry.backup), stored.received(&entry.backup));
+    }
+    known.entries().len()
+}
+
+#[test]
+fn the_catalogue_of_a_writer_is_that_of_the_store_whoever_changes_it() {
+    let (_directory, repository) = new();
+    let manager = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = manager.writer();
+    let commit = |guest: &str, day: u32| {
+        let made = testing::backup(guest, &format!("2026-11-{day:02}T05-54-00Z"), Vec::new());
+        writer.commit(made).expect("commits").entry
+    };
+    assert_eq!(assert_known(writer), 0);
+    // Not in the order of their times.
+    for (number, day) in [(1, 20), (2, 22), (3, 21)] {
+        commit("web1", day);
+        assert_eq!(assert_known(writer), number);
+    }
+    std::thread::scope(|scope| {
+        for guest in ["db1", "db2", "web1", "web2"] {
+            scope.spawn(move || {
+                for day in 1..=8 {
+                    let made = commit(guest, day);
+                    let known = writer.catalogue().expect("loads");
+                    assert!(known.of(&made.backup.guest).any(|entry| entry.id == made.id));
+                }
+            });
+        }
+    });
+    assert_eq!(assert_known(writer), 35);
+    manager
+        .amend(&["web1@2026-11-20T05-54-00Z".into()], &[])
+        .expect("forgets");
+    assert_eq!(assert_known(writer), 34);
+    commit("web1", 25);
+    assert_eq!(assert_known(writer), 35);
 }

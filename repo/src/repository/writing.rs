@@ -1,7 +1,10 @@
 //! The right to add backups to a repository.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use super::home::Keeper;
 use super::publisher::Publisher;
@@ -12,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::id::BackupId;
 use crate::standing::Standing;
 use crate::state::States;
-use crate::store::{Identity, Note, Record, StoreReader, StoreWriter};
+use crate::store::{Identity, Note, Received, Record, StoreReader, StoreWriter};
 use crate::storing::Storing;
 
 /// Times that a change is made again because other writers were faster. Each time one of them has done its work, so only a
@@ -39,6 +42,7 @@ pub struct Writer {
     /// Generation of the last change that was made here.
     changed: AtomicU64,
     publisher: Publisher,
+    known: Mutex<Known>,
     shown: Arc<Shown>,
     /// Dropped last: it lets the next writer in.
     pub(super) keeper: Arc<dyn Keeper>,
@@ -69,6 +73,7 @@ impl Writer {
             identity,
             changed: AtomicU64::new(0),
             publisher: Publisher::default(),
+            known: Mutex::default(),
             shown,
             keeper,
         }
@@ -104,9 +109,23 @@ impl Writer {
         &self.sealers
     }
 
-    /// All backups.
-    pub fn catalogue(&self) -> Result<Catalogue> {
-        Catalogue::load(&*self.store)
+    /// All backups. Read from the store only if another writer has changed it since the last call.
+    pub fn catalogue(&self) -> Result<Arc<Catalogue>> {
+        let mut known = self.known.lock();
+        let generation = self.store.generation()?;
+        if let Some(catalogue) = known
+            .catalogue
+            .as_ref()
+            .filter(|known| known.generation() == generation)
+        {
+            return Ok(Arc::clone(catalogue));
+        }
+        let loaded = Arc::new(Catalogue::load(&*self.store)?);
+        known
+            .came_with
+            .retain(|generation, _| *generation > loaded.generation());
+        known.catalogue = Some(Arc::clone(&loaded));
+        Ok(loaded)
     }
 
     /// Notes about the backups.
@@ -142,7 +161,7 @@ impl Writer {
     ) -> Result<Entry> {
         backup.check()?;
         let key = backup.spec();
-        let id = make_at(&*self.store, |at| {
+        let (id, generation) = make_at(&*self.store, |at| {
             let (sequence, notes) = with(at + 1);
             backup.sequence = sequence;
             let bytes = backup.encode();
@@ -153,9 +172,14 @@ impl Writer {
             };
             self.store.commit_at(&record, &notes, Some(at))?;
             self.changed(at + 1);
-            Ok(id)
+            Ok((id, at + 1))
         })?;
-        Ok(Entry { id, backup })
+        let entry = Entry {
+            id,
+            backup: Arc::new(backup),
+        };
+        self.known.lock().learn(&*self.store, generation, &entry);
+        Ok(entry)
     }
 
     /// Shows what was committed to readers that open the repository from now on.
@@ -164,6 +188,32 @@ impl Writer {
         self.keeper.publish()?;
         self.shown.0.fetch_max(changed, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+/// The backups that a writer knows of.
+#[derive(Default)]
+struct Known {
+    catalogue: Option<Arc<Catalogue>>,
+    /// Backups that were committed here, by their generations, until all those before them are in the catalogue.
+    came_with: BTreeMap<u64, (Entry, Vec<(String, Received)>)>,
+}
+
+impl Known {
+    fn learn(&mut self, store: &dyn StoreWriter, generation: u64, entry: &Entry) {
+        let Some(mut catalogue) = self.catalogue.take() else {
+            return;
+        };
+        // Else all are read again when they are needed.
+        if let Ok(found) = store.lookup(&[entry.backup.spec()], &[])
+            && catalogue.damaged().is_empty()
+        {
+            self.came_with.insert(generation, (entry.clone(), found.received));
+            while let Some((entry, received)) = self.came_with.remove(&(catalogue.generation() + 1)) {
+                catalogue = Arc::new(catalogue.followed_by(entry, received));
+            }
+        }
+        self.catalogue = Some(catalogue);
     }
 }
 

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::backup::Image;
 use crate::block::BlockSize;
@@ -11,7 +13,7 @@ use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image, store_image
 fn entry(time: &str, images: Vec<Image>) -> Entry {
     Entry {
         id: BackupId([0; 32]),
-        backup: backup("web1", time, images),
+        backup: backup("web1", time, images).into(),
     }
 }
 
@@ -141,7 +143,7 @@ fn what_a_damaged_day_alone_had_handed_out_is_found_by_the_next() {
 #[test]
 fn a_lost_manifest_is_damage_of_the_whole_disk() {
     let (store, mut entries) = two_days();
-    entries[0].backup.images[0].manifest = NodeId([5; 32]);
+    Arc::make_mut(&mut entries[0].backup).images[0].manifest = NodeId([5; 32]);
     let report = run(&store, &entries);
     assert_eq!(report.damage.len(), 1);
     assert_eq!(report.damage[0].len_bytes, entries[0].backup.images[0].size_bytes);

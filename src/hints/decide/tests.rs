@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::snapshot::names::BASE_DIGITS;
 use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT, SnapshotKind};
@@ -26,7 +28,7 @@ fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entr
     change(&mut image);
     Entry {
         id: BackupId([days.unsigned_abs() as u8; 32]),
-        backup: Backup {
+        backup: Arc::new(Backup {
             format: RECORD_FORMAT,
             guest: "web1".parse().expect("a name"),
             time: BackupTime::new(now() - DAY * i32::try_from(days).expect("few days")),
@@ -37,7 +39,7 @@ fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entr
             consistency: Consistency::Crash,
             images: vec![image],
             files: Vec::new(),
-        },
+        }),
     }
 }
 

@@ -25,7 +25,7 @@ pub fn record_again(repo: &Path, backup: &str, change: impl FnOnce(&mut Backup))
     let writer = writer.expect("opens");
     let catalogue = writer.catalogue().expect("loads");
     let found = catalogue.find(&backup.parse().expect("names a backup"));
-    let mut record = found.expect("is there").backup.clone();
+    let mut record = Backup::clone(&found.expect("is there").backup);
     change(&mut record);
     let made = writer.writer().commit(record).expect("commits");
     assert!(made.unpublished.is_none());

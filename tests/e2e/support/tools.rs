@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use super::lab::VBK;
+
 /// Where the tools are, whatever PATH the caller has: on Debian a user's PATH has no sbin.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -85,6 +87,12 @@ pub fn tool(program: &str, args: Vec<OsString>) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Copies vbk for another user, who may not reach this one. Not in this process: what another test starts at that moment would have
+/// the copy open for writing too, and it could not be executed.
+pub fn copy_program(to: &Path) {
+    tool("cp", args![VBK, to]);
 }
 
 /// Asks until the answer is yes; false if it is still no after `timeout`.

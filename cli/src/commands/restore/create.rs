@@ -58,7 +58,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     let mut backup = entry.backup.clone();
     if let Some(disk) = &args.backup.disk {
         backup.image(disk)?;
-        backup = backup.only(disk)?;
+        backup = backup.only(disk)?.into();
     }
     let programs = machine::programs();
     let restore = GuestRestore {

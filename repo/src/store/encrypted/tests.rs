@@ -70,7 +70,7 @@ fn nothing_that_was_put_can_be_seen_below() {
         }
     }
     let catalogue = Catalogue::load(&store).expect("loads");
-    assert_eq!(catalogue.entries()[0].backup, made);
+    assert_eq!(*catalogue.entries()[0].backup, made);
     // A plain repository gives the same bytes other names.
     assert_ne!(store.hashing().content(b"x"), Hashing::Plain.content(b"x"));
 }

@@ -345,7 +345,7 @@ fn verify_finds_two_blocks_that_are_said_to_lie_in_one_place() {
     };
     let entry = Entry {
         id: crate::id::BackupId([0; 32]),
-        backup: crate::tests::testing::backup("web1", "2026-11-20T00-00-00Z", vec![image]),
+        backup: crate::tests::testing::backup("web1", "2026-11-20T00-00-00Z", vec![image]).into(),
     };
     let never = AtomicBool::new(false);
     let report = crate::verify::verify(store, &[entry], &crate::verify::Scope::All, 1, &|_| (), &never).expect("runs");
