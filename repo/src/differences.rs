@@ -53,6 +53,26 @@ pub fn seal(sealer: &mut Sealer, step_bytes: usize, new: &[New<'_>], bases: &[Op
     new.iter().zip(bases).map(seal).collect()
 }
 
+/// Puts blocks, and returns their stored bytes. Those that were sealed as differences are put as `whole` seals them, with all others,
+/// if a verification has found a base damaged meanwhile.
+pub fn put<E: From<Error>>(
+    store: &dyn StoreWriter,
+    sealed: Vec<Sealed>,
+    whole: impl FnOnce() -> std::result::Result<Vec<Sealed>, E>,
+) -> std::result::Result<u64, E> {
+    let stored_bytes = |sealed: &[Sealed]| sealed.iter().map(Sealed::stored_bytes).sum();
+    let (bytes, has_bases) = (stored_bytes(&sealed), sealed.iter().any(|block| block.base.is_some()));
+    match store.put(sealed) {
+        Err(Error::BlockMissing(_)) if has_bases => {
+            let sealed = whole()?;
+            let bytes = stored_bytes(&sealed);
+            store.put(sealed)?;
+            Ok(bytes)
+        }
+        put => Ok(put.map(|()| bytes)?),
+    }
+}
+
 /// Returns the steps in which the blocks of a repository take room.
 pub fn step_bytes(identity: &Identity) -> usize {
     match identity.is_encrypted() {

@@ -328,8 +328,8 @@ pub trait StoreReader: Send + Sync {
 /// The right to add backups. It changes and removes nothing that is stored.
 pub trait StoreWriter: StoreReader {
     /// Stores blocks. A block that is stored already stays as it is, unless it is condemned, or its base is gone. The base of a
-    /// difference must have been put by an earlier call, have fewer than [`MOST_BASES`] below it, and not depend on the block
-    /// itself. Otherwise [`Error::BlockMissing`] names the base, and none of the blocks is stored; with a store that is far away only
+    /// difference must have been put by an earlier call, have fewer than [`MOST_BASES`] below it, not be condemned, and not depend
+    /// on the block itself. Otherwise [`Error::BlockMissing`] names the base, and none of the blocks is stored; with a store that is far away only
     /// the commit says so.
     fn put(&self, blocks: Vec<Sealed>) -> Result<()>;
 

@@ -1,8 +1,7 @@
 //! Stores the blocks that the previous backup lacks, unless the repository has them.
 
 use vbk_repo::block::BlockHashes;
-use vbk_repo::codec::Sealed;
-use vbk_repo::differences::{New, bases, seal, step_bytes};
+use vbk_repo::differences::{New, bases, put, seal, step_bytes};
 use vbk_repo::id::BlockId;
 use vbk_repo::manifest::Slot;
 
@@ -66,8 +65,12 @@ impl DiskCopy<'_> {
         let bases = bases(self.store, condemned, &blocks)?;
         let step_bytes = step_bytes(self.job.writer.identity());
         let sealed = self.job.seal(|sealer| seal(sealer, step_bytes, &blocks, &bases))?;
+        let whole = || {
+            let none: Vec<_> = blocks.iter().map(|_| None).collect();
+            self.job.seal(|sealer| seal(sealer, step_bytes, &blocks, &none))
+        };
+        counts.stored_bytes += put(self.store, sealed, whole)?;
         counts.new_bytes += new.iter().map(|block| block.len as u64).sum::<u64>();
-        counts.stored_bytes += sealed.iter().map(Sealed::stored_bytes).sum::<u64>();
-        Ok(self.store.put(sealed)?)
+        Ok(())
     }
 }

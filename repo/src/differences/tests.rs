@@ -187,6 +187,30 @@ fn no_difference_is_made_from_the_base_of_a_condemned_difference() {
 }
 
 #[test]
+fn a_block_is_put_as_a_whole_if_its_base_is_condemned_meanwhile() {
+    for (_, store) in stores() {
+        let entries = days(&*store, 1);
+        let before = changing(&*store, &entries[0]);
+        let plain = disk(21);
+        let block = &plain[SMALL.bytes()..2 * SMALL.bytes()];
+        let hashes = store.hashing().block(block);
+        let new = [New {
+            plain: block,
+            hashes: &hashes,
+            before: Some(before),
+        }];
+        let mut sealer = Sealer::new(Compression::default()).expect("a sealer");
+        let difference = sealed(&*store, &mut sealer, &HashSet::new(), &new);
+        assert_eq!(difference[0].base, Some(before));
+        store.condemn(&[before]).expect("condemns");
+        let bytes = put(&*store, difference, || seal(&mut sealer, 1, &new, &[None])).expect("puts");
+        assert!(bytes as usize > SMALL.bytes(), "noise");
+        let located = store.locate(&[hashes.id]).expect("locates")[0].expect("is stored");
+        assert_eq!(located.base, None);
+    }
+}
+
+#[test]
 fn a_prune_keeps_what_is_needed_and_stops_if_that_has_lost_its_index_row() {
     for (below, store) in stores() {
         let entries = days(&*store, 3);

@@ -79,10 +79,11 @@ impl Inner {
     /// An error if a block can't be put because of its base.
     fn check_bases(&self, blocks: &[Sealed]) -> Result<()> {
         let is_new = |block: &&Sealed| !self.is_usable(block.id) || self.condemned.contains(&block.id);
-        let new: HashSet<_> = blocks.iter().filter(is_new).map(|block| block.id).collect();
+        let mut bad = self.condemned.clone();
+        bad.extend(blocks.iter().filter(is_new).map(|block| block.id));
         let bases = blocks.iter().filter(is_new).filter_map(|block| block.base);
         let mut bases = bases.filter(|base| {
-            let below = self.bases_below(*base, &new);
+            let below = self.bases_below(*base, &bad);
             below.is_none_or(|below| below >= super::MOST_BASES)
         });
         bases.next().map_or(Ok(()), |base| Err(Error::BlockMissing(base)))

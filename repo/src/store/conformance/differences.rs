@@ -98,6 +98,17 @@ pub(super) fn a_difference_without_its_base_is_refused(store: &dyn StoreManager)
     store.put(vec![one.clone()]).expect("puts");
     store.flush().expect("flushes");
     assert!(is_stored(&one));
+    // Or if it is damaged.
+    let other = difference(store, 1, 2);
+    let damaged = sealed(store, 1, 4);
+    store.condemn(&[damaged.id]).expect("condemns");
+    _ = store.put(vec![other.clone()]);
+    store.flush().expect("flushes");
+    assert!(!is_stored(&other));
+    store.put(vec![damaged]).expect("puts");
+    store.put(vec![other.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    assert!(is_stored(&other));
 }
 
 pub(super) fn a_condemned_block_becomes_a_difference_unless_its_base_depends_on_it(store: &dyn StoreManager) {

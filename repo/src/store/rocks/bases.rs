@@ -3,7 +3,7 @@
 //! 1. A difference counts as stored only while all that it depends on has an index row: a sweep may remove an unused base and leave
 //!    an unused difference, and damage may cost a row. The next put of such a block takes its place.
 //! 2. A session that finds or puts a difference uses its bases too, see `sessions.rs`. All marks include bases (`mark.rs`).
-//! 3. A base, and all below it, is there when the difference is put, and is none of the blocks that this put replaces: so no
+//! 3. A base, and all below it, is there when the difference is put, is not condemned, and is none of the blocks that this put replaces: so no
 //!    blocks depend on each other in a circle. What damage to the index could make one of ends after [`MOST_BASES_READ`].
 //! 4. A block that depends on a condemned one is condemned with it. It may be whole for all its readers; then the next
 //!    verification that reads it pardons it.
@@ -87,9 +87,10 @@ impl Bases {
         let mut rows: Vec<_> = blocks.iter().map(row_over).collect();
         let bases: Vec<_> = rows.iter().map(|row| row.and_then(|row| row.base)).collect();
         places.extend(follow(&mut rows, MOST_BASES, |ids| {
-            // What is stored now under the name of one of these blocks is about to be replaced.
+            // What is stored now under the name of one of these blocks is about to be replaced; and a damaged one is no base.
+            let is_bad = |id| new.contains(id) || condemned.contains(id) && !is_pending(id);
             let stored = look_up(ids)?.into_iter().zip(ids);
-            Ok(stored.map(|(row, id)| row.filter(|_| !new.contains(id))).collect())
+            Ok(stored.map(|(row, id)| row.filter(|_| !is_bad(id))).collect())
         })?);
         let gone = bases
             .into_iter()
