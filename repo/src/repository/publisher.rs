@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// Time between the end of a publication and the beginning of the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// Time after which a publication that failed is tried again, also if nothing else is committed.
+const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 10_000 });
+
 /// Publishes for those who commit.
 #[derive(Default)]
 pub(super) struct Publisher {
@@ -82,7 +85,11 @@ impl Publisher {
         loop {
             let is_last = {
                 let mut state = self.state.lock();
-                self.changed.wait_while(&mut state, |state| *state == State::Idle);
+                let is_idle = |state: &mut State| *state == State::Idle;
+                match &failed {
+                    None => self.changed.wait_while(&mut state, is_idle),
+                    Some(_) => _ = self.changed.wait_while_for(&mut state, is_idle, AGAIN),
+                }
                 let is_last = matches!(*state, State::Ending { .. });
                 if *state == (State::Ending { is_due: false }) && failed.is_none() {
                     return None;
@@ -92,7 +99,11 @@ impl Publisher {
                 }
                 is_last
             };
+            let is_first = failed.is_none();
             failed = publish().err();
+            if let Some(error) = failed.as_ref().filter(|_| is_first && !is_last) {
+                tracing::warn!("the latest backups are stored, but can't be listed yet: {error}");
+            }
             if is_last {
                 return failed;
             }
@@ -168,6 +179,15 @@ mod tests {
         };
         assert!(publisher.during(&publish, work).1.is_none());
         assert_eq!(tries.load(Ordering::SeqCst), 2);
+        // Also if nothing else is committed.
+        tries.store(0, Ordering::SeqCst);
+        let work = || {
+            assert!(publisher.is_told());
+            while tries.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+        };
+        assert!(publisher.during(&publish, work).1.is_none());
         fails.store(9, Ordering::SeqCst);
         assert!(publisher.during(&publish, || assert!(publisher.is_told())).1.is_some());
     }

@@ -152,6 +152,23 @@ impl Writer {
         self.publisher.during(&|| self.publish(), work)
     }
 
+    /// Keeps the list of backups up to date. If this fails, it is read again when it is needed.
+    fn learn(&self, generation: u64, entry: &Entry) {
+        if !self.known.lock().can_follow() {
+            return;
+        }
+        // The store may be far away, and others need the list meanwhile.
+        let found = self.store.lookup(&[entry.backup.spec()], &[]);
+        let mut known = self.known.lock();
+        match found {
+            // A copy may have been there already, and then it came with an earlier generation.
+            Ok(found) if known.can_follow() && entry.backup.sequence == generation => {
+                known.learn(generation, entry, found.received)
+            }
+            _ => *known = Known::default(),
+        }
+    }
+
     /// Like [`Writer::commit`], with notes in the same step; `with` returns the `sequence` and the notes for the generation that
     /// they come with. Readers do not see the backup before [`Writer::publish`].
     pub(crate) fn commit_unpublished(
@@ -178,7 +195,7 @@ impl Writer {
             id,
             backup: Arc::new(backup),
         };
-        self.known.lock().learn(&*self.store, generation, &entry);
+        self.learn(generation, &entry);
         Ok(entry)
     }
 
@@ -191,6 +208,9 @@ impl Writer {
     }
 }
 
+/// Backups that may be known before one that came with an earlier generation.
+const MOST_AHEAD: usize = 64;
+
 /// The backups that a writer knows of.
 #[derive(Default)]
 struct Known {
@@ -200,20 +220,25 @@ struct Known {
 }
 
 impl Known {
-    fn learn(&mut self, store: &dyn StoreWriter, generation: u64, entry: &Entry) {
+    fn learn(&mut self, generation: u64, entry: &Entry, received: Vec<(String, Received)>) {
         let Some(mut catalogue) = self.catalogue.take() else {
             return;
         };
-        // Else all are read again when they are needed.
-        if let Ok(found) = store.lookup(&[entry.backup.spec()], &[])
-            && catalogue.damaged().is_empty()
-        {
-            self.came_with.insert(generation, (entry.clone(), found.received));
-            while let Some((entry, received)) = self.came_with.remove(&(catalogue.generation() + 1)) {
-                catalogue = Arc::new(catalogue.followed_by(entry, received));
-            }
+        self.came_with.insert(generation, (entry.clone(), received));
+        while let Some((entry, received)) = self.came_with.remove(&(catalogue.generation() + 1)) {
+            catalogue = Arc::new(catalogue.followed_by(entry, received));
         }
-        self.catalogue = Some(catalogue);
+        // Others change the repository too, and nobody asks for the list.
+        match self.came_with.len() > MOST_AHEAD {
+            true => self.came_with.clear(),
+            false => self.catalogue = Some(catalogue),
+        }
+    }
+
+    fn can_follow(&self) -> bool {
+        self.catalogue
+            .as_ref()
+            .is_some_and(|catalogue| catalogue.damaged().is_empty())
     }
 }
 
