@@ -107,7 +107,9 @@ pub fn backup(
         match commit(&job, &mut images, time, clock, still_good, &counts) {
             Err(Error::Repository(vbk_repo::Error::Missing { blocks, nodes })) if tries < MOST_TRIES => {
                 tries += 1;
+                observer.event(Event::DisksNeeded);
                 gone::store_again(&mut job, &sources, &mut images, &mut counts, blocks, &nodes)?;
+                observer.event(Event::DisksRead);
             }
             // Another writer had the same second for this guest, and was faster.
             Err(Error::Repository(vbk_repo::Error::BackupExists(_))) if seconds < MOST_SECONDS => {

@@ -61,6 +61,8 @@ pub enum Event<'a> {
     Done(Counts),
     /// All disks were read. What is left, to make the backup durable, hardly needs the disks or a processor.
     DisksRead,
+    /// Some blocks are read again, because the repository lost them before they were durable. May wait for other guests.
+    DisksNeeded,
     /// Information worth a line: a choice that was made, or extra work.
     Note(&'a str),
     /// The change hints for a disk are wrong, so the disk is read in full. Sent at once and not only noted in the

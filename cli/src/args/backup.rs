@@ -51,8 +51,8 @@ pub struct BackupArgs {
     #[arg(long)]
     pub all: bool,
 
-    /// Number of guests at a time [default: that of the configuration, or 1]. The next guest begins when the disks of one were
-    /// read, while its backup becomes durable
+    /// Number of guests at a time [default: that of the configuration, or 1]. With more than one, the next begins when the disks
+    /// of one were read, while its backup becomes durable
     #[arg(long, short, value_name = "N", requires = "all", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub jobs: Option<u32>,
 

@@ -143,7 +143,7 @@ impl Observer for Progress {
                 }
             }
             // The first two are followed by a warning for people.
-            Event::HintsWrong { .. } | Event::Peak { .. } | Event::DisksRead => {}
+            Event::HintsWrong { .. } | Event::Peak { .. } | Event::DisksRead | Event::DisksNeeded => {}
             Event::Note(text) => self.note(text),
             Event::Warning(text) => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);

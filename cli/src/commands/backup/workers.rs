@@ -2,7 +2,7 @@
 //!
 //! A guest whose disks were read only waits until its backup is durable. So the next one begins then: the processors and the
 //! guests' disks are not idle meanwhile, and guests that finish at about the same time become durable together. At most as many
-//! guests wait as are read.
+//! guests wait as are read. Who wants one guest at a time gets that: the next begins when nothing of the one before is left.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -106,8 +106,12 @@ impl Workers<'_> {
             self.host.clean(&*shared.progress);
         }
         let mut warnings = shared.progress.warnings();
+        let threads = match at_once {
+            1 => 1,
+            several => 2 * several,
+        };
         let work = || {
-            pool::run("vbk-guest", (2 * at_once).min(shared.guests), &|_, _| {
+            pool::run("vbk-guest", threads.min(shared.guests), &|_, _| {
                 shared.work();
                 Ok(())
             })
@@ -147,6 +151,7 @@ impl Shared<'_> {
                 warnings: AtomicU64::new(0),
                 peak_fill: Mutex::default(),
                 turn: Mutex::new(Some(turn)),
+                turns: Arc::clone(&self.turns),
             });
             for note in &job.notes {
                 observer.event(Event::Warning(note));
@@ -158,6 +163,7 @@ impl Shared<'_> {
                     "the backup of this guest crashed (a bug); see the panic message above".to_owned(),
                 ))
             });
+            drop(observer.turn.lock().take());
             let took = clock.elapsed();
             if let Err(error) = &result {
                 self.failed(&guest, error, is_begun, &observer);
@@ -233,6 +239,7 @@ struct GuestObserver {
     peak_fill: Mutex<Option<f64>>,
     /// Until its disks were read.
     turn: Mutex<Option<Turn>>,
+    turns: Arc<Turns>,
 }
 
 impl Observer for GuestObserver {
@@ -245,6 +252,10 @@ impl Observer for GuestObserver {
             }
             Event::Note(text) => self.progress.event(Event::Note(&format!("{guest}: {text}"))),
             Event::DisksRead => drop(self.turn.lock().take()),
+            Event::DisksNeeded => {
+                let turn = self.turns.take();
+                *self.turn.lock() = Some(turn);
+            }
             Event::Peak { fill, .. } => {
                 let mut peak = self.peak_fill.lock();
                 *peak = Some(peak.map_or(fill, |known| known.max(fill)));
