@@ -68,6 +68,10 @@ impl Publisher {
         self.changed.notify_all();
     }
 
+    pub(super) fn is_at_work(&self) -> bool {
+        *self.state.lock() != State::Off
+    }
+
     /// Tells the thread that there is something to publish; false if there is no thread.
     pub(super) fn is_told(&self) -> bool {
         let mut state = self.state.lock();

@@ -576,7 +576,23 @@ fn assert_known(writer: &Writer) -> usize {
 #[test]
 fn the_catalogue_of_a_writer_is_that_of_the_store_whoever_changes_it() {
     let (_directory, repository) = new();
+    change_and_compare(&repository.manager("test", &mut no_wait).expect("opens"));
+    let (_directory, repository) = new();
     let manager = repository.manager("test", &mut no_wait).expect("opens");
+    let ((), failed) = manager.writer().publishing(|| change_and_compare(&manager));
+    assert!(failed.is_none());
+    assert_eq!(
+        repository
+            .view()
+            .and_then(|view| view.catalogue())
+            .expect("loads")
+            .entries()
+            .len(),
+        35
+    );
+}
+
+fn change_and_compare(manager: &Manager) {
     let writer = manager.writer();
     let commit = |guest: &str, day: u32| {
         let made = testing::backup(guest, &format!("2026-11-{day:02}T05-54-00Z"), Vec::new());

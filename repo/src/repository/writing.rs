@@ -109,7 +109,8 @@ impl Writer {
         &self.sealers
     }
 
-    /// All backups. Read from the store only if another writer has changed it since the last call.
+    /// All backups. Read from the store only if they have changed since the last call, during [`Writer::publishing`] only if somebody
+    /// else has changed them.
     pub fn catalogue(&self) -> Result<Arc<Catalogue>> {
         let mut known = self.known.lock();
         let generation = self.store.generation()?;
@@ -152,9 +153,9 @@ impl Writer {
         self.publisher.during(&|| self.publish(), work)
     }
 
-    /// Keeps the list of backups up to date. If this fails, it is read again when it is needed.
+    /// Keeps the list of backups up to date while many are made. If this fails, it is read again when it is needed.
     fn learn(&self, generation: u64, entry: &Entry) {
-        if !self.known.lock().can_follow() {
+        if !self.publisher.is_at_work() || !self.known.lock().can_follow() {
             return;
         }
         // The store may be far away, and others need the list meanwhile.

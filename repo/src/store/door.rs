@@ -7,8 +7,8 @@
 //! | node of a manifest | hashed | the form of its head | it is what was sealed once |
 //! | record | its form | ROOTS | it is what was sealed once |
 //!
-//! Decoding takes bounded memory: a page at a time, and differences [`OVER_BYTES`] at a time. A part of a manifest names no more than one of its kind can: a proof or a
-//! prune that follows what hostile ones name would need more memory than any disk does.
+//! Decoding takes bounded memory: a page at a time, and differences 4 MiB at a time. A part of a manifest names no more than one of
+//! its kind can: a proof or a prune that follows what hostile ones name would need more memory than any disk does.
 
 use super::encrypted::{Sums, roots_below};
 use super::{Identity, Located, MOST_BASES_READ, Note, Record, StoreReader, Stored, Wanted, checked, whole};

@@ -34,7 +34,8 @@
 //!
 //! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and
 //! removes the old rows. The base of a difference is put before it, so the same batch, or an earlier one, writes its index row; and
-//! the first difference brings the feature that older versions refuse in the same batch, see `rocks/bases.rs`. `rocks/sweep.rs` describes what a sweep leaves on disk.
+//! the first difference brings the feature that older versions refuse in the same batch, see `rocks/bases.rs`. `rocks/sweep.rs`
+//! describes what a sweep leaves on disk.
 //!
 //! `rocks/published.rs` says what a view of the store contains.
 //!

@@ -2,8 +2,8 @@
 //! waits for nobody.
 //!
 //! A session *uses* a block from the moment that the store told it that the block is there (`locate`, or a put that found it),
-//! or that it put it, with all blocks that this one depends on (`bases.rs`), and a node of a manifest from the moment that it asked for it or put it. It *builds on* the record that it
-//! names with `builds_on`: an unchanged part of a disk is neither asked for nor put again. Such a record is *held* when it is
+//! or that it put it, with all blocks that this one depends on (`bases.rs`), and a node of a manifest from the moment that it asked
+//! for it or put it. It *builds on* the record that it names with `builds_on`: an unchanged part of a disk is neither asked for nor put again. Such a record is *held* when it is
 //! removed.
 //!
 //! # Why a sweep removes nothing that a backup needs
