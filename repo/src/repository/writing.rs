@@ -113,11 +113,8 @@ impl Writer {
     /// else has changed them.
     pub fn catalogue(&self) -> Result<Arc<Catalogue>> {
         let mut known = self.known.lock();
-        let generation = self.store.generation()?;
-        if let Some(catalogue) = known
-            .catalogue
-            .as_ref()
-            .filter(|known| known.generation() == generation)
+        if let Some(catalogue) = &known.catalogue
+            && catalogue.generation() == self.store.generation()?
         {
             return Ok(Arc::clone(catalogue));
         }
