@@ -87,6 +87,7 @@ pub mod storing;
 #[cfg(test)]
 mod tests;
 pub mod text;
+pub mod turns;
 pub mod verify;
 pub mod writer;
 

@@ -7,24 +7,18 @@
 
 use std::thread::available_parallelism;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::{Compression, Sealer};
 use crate::error::Error;
+use crate::turns::Turns;
 
 /// As many sealers as threads can run at once. May be used by many threads.
 pub struct Sealers {
     most: usize,
-    state: Mutex<State>,
-    returned: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    /// Number of sealers in use.
-    taken: usize,
-    /// The others, the one that was used last at the end.
-    idle: Vec<(Compression, Sealer)>,
+    turns: Turns,
+    /// Those that are not in use, the one that was used last at the end.
+    idle: Mutex<Vec<(Compression, Sealer)>>,
 }
 
 impl Default for Sealers {
@@ -37,8 +31,8 @@ impl Sealers {
     fn new(most: usize) -> Self {
         Self {
             most,
-            state: Mutex::default(),
-            returned: Condvar::new(),
+            turns: Turns::new(most),
+            idle: Mutex::default(),
         }
     }
 
@@ -48,40 +42,23 @@ impl Sealers {
         compression: Compression,
         work: impl FnOnce(&mut Sealer) -> Result<T, E>,
     ) -> Result<T, E> {
-        let _turn = self.turn();
+        let _turn = self.turns.take();
         let idle = {
-            let mut state = self.state.lock();
-            let place = state.idle.iter().rposition(|(made_for, _)| *made_for == compression);
-            place.map(|place| state.idle.remove(place).1)
+            let mut idle = self.idle.lock();
+            let place = idle.iter().rposition(|(made_for, _)| *made_for == compression);
+            place.map(|place| idle.remove(place).1)
         };
         let mut sealer = match idle {
             Some(sealer) => sealer,
             None => Sealer::new(compression)?,
         };
         let result = work(&mut sealer);
-        let mut state = self.state.lock();
-        state.idle.push((compression, sealer));
+        let mut idle = self.idle.lock();
+        idle.push((compression, sealer));
         // Guests may differ in compression: those that were used long ago go.
-        let surplus = state.idle.len().saturating_sub(self.most);
-        state.idle.drain(..surplus);
+        let surplus = idle.len().saturating_sub(self.most);
+        idle.drain(..surplus);
         result
-    }
-
-    fn turn(&self) -> Turn<'_> {
-        let mut state = self.state.lock();
-        self.returned.wait_while(&mut state, |state| state.taken >= self.most);
-        state.taken += 1;
-        Turn(self)
-    }
-}
-
-/// The right to use a sealer; it ends when this is dropped, also by a panic.
-struct Turn<'a>(&'a Sealers);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.state.lock().taken -= 1;
-        self.0.returned.notify_one();
     }
 }
 
@@ -118,8 +95,7 @@ mod tests {
             }
         });
         assert!(most.into_inner() <= 2);
-        let state = sealers.state.into_inner();
-        assert!(state.taken == 0 && (1..=2).contains(&state.idle.len()));
+        assert!(sealers.turns.free() == 2 && (1..=2).contains(&sealers.idle.into_inner().len()));
     }
 
     #[test]

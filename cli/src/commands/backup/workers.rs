@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::unistd::geteuid;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use vbk::backup::BackupSummary;
 use vbk::backup::guest::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
@@ -19,6 +19,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 use vbk_repo::pool;
 use vbk_repo::repository::Writer;
+use vbk_repo::turns::{Turn, Turns};
 
 use super::monitoring::Monitoring;
 use super::{Done, Job};
@@ -56,33 +57,9 @@ struct Shared<'a> {
     done: Mutex<Vec<Done>>,
     progress: Arc<Progress>,
     guests: usize,
-    turns: Arc<Turns>,
+    /// Those of the guests whose disks are read.
+    turns: Turns,
     workers: &'a Workers<'a>,
-}
-
-/// Admits as many guests at a time as are to be read at once.
-struct Turns {
-    free: Mutex<usize>,
-    returned: Condvar,
-}
-
-impl Turns {
-    fn take(self: &Arc<Self>) -> Turn {
-        let mut free = self.free.lock();
-        self.returned.wait_while(&mut free, |free| *free == 0);
-        *free -= 1;
-        Turn(Arc::clone(self))
-    }
-}
-
-/// The right to read a guest's disks, until it is dropped.
-struct Turn(Arc<Turns>);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *self.0.free.lock() += 1;
-        self.0.returned.notify_one();
-    }
 }
 
 impl Workers<'_> {
@@ -94,10 +71,7 @@ impl Workers<'_> {
             guests: jobs.len(),
             queue: Mutex::new(jobs.into()),
             done: Mutex::default(),
-            turns: Arc::new(Turns {
-                free: Mutex::new(at_once),
-                returned: Condvar::new(),
-            }),
+            turns: Turns::new(at_once),
             progress: Arc::new(progress.saying(!self.context.quiet() && !self.context.json())),
             workers: self,
         };
@@ -151,7 +125,7 @@ impl Shared<'_> {
                 warnings: AtomicU64::new(0),
                 peak_fill: Mutex::default(),
                 turn: Mutex::new(Some(turn)),
-                turns: Arc::clone(&self.turns),
+                turns: self.turns.clone(),
             });
             for note in &job.notes {
                 observer.event(Event::Warning(note));
@@ -239,7 +213,7 @@ struct GuestObserver {
     peak_fill: Mutex<Option<f64>>,
     /// Until its disks were read.
     turn: Mutex<Option<Turn>>,
-    turns: Arc<Turns>,
+    turns: Turns,
 }
 
 impl Observer for GuestObserver {
