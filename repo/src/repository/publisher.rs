@@ -19,17 +19,12 @@ pub(super) struct Publisher {
     changed: Condvar,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum State {
-    /// Nobody publishes for others.
-    #[default]
-    Off,
-    /// All that was committed is published, or is being published.
-    Idle,
-    /// Something else was committed.
-    Due,
-    /// Nothing more will be committed.
-    Ending { is_due: bool },
+#[derive(Default)]
+struct State {
+    /// There is a thread that publishes.
+    is_open: bool,
+    /// Something was committed that no publication has, and none is being made of.
+    is_due: bool,
 }
 
 impl Publisher {
@@ -40,92 +35,77 @@ impl Publisher {
         publish: &(dyn Fn() -> Result<()> + Sync),
         work: impl FnOnce() -> T,
     ) -> (T, Option<Error>) {
-        self.set(State::Idle);
+        self.state.lock().is_open = true;
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("vbk-publish".into());
             let Ok(thread) = thread.spawn_scoped(scope, || self.run(publish)) else {
                 // Then whoever commits publishes too.
-                self.set(State::Off);
+                self.state.lock().is_open = false;
                 return (work(), None);
             };
             // Also if `work` panics.
-            let ends = Ends(self);
+            let end = End(self);
             let done = work();
-            drop(ends);
+            drop(end);
             let failed = thread.join().unwrap_or_else(|_| {
                 Some(Error::Internal {
                     doing: "show backups to readers",
                     message: "a thread has panicked".into(),
                 })
             });
-            self.set(State::Off);
             (done, failed)
         })
     }
 
-    fn set(&self, state: State) {
-        *self.state.lock() = state;
-        self.changed.notify_all();
-    }
-
+    /// Returns whether a thread publishes what is committed.
     pub(super) fn is_at_work(&self) -> bool {
-        *self.state.lock() != State::Off
+        self.state.lock().is_open
     }
 
     /// Tells the thread that there is something to publish; false if there is no thread.
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn tell(&self) -> bool {
         let mut state = self.state.lock();
-        match *state {
-            State::Off | State::Ending { .. } => return false,
-            State::Idle | State::Due => *state = State::Due,
-        }
+        state.is_due |= state.is_open;
         self.changed.notify_all();
-        true
+        state.is_open
     }
 
     /// Publishes until the end; returns why the last commits could not be published.
     fn run(&self, publish: &dyn Fn() -> Result<()>) -> Option<Error> {
         let mut failed = None;
         loop {
-            let is_last = {
+            let (is_due, is_last) = {
                 let mut state = self.state.lock();
-                let is_idle = |state: &mut State| *state == State::Idle;
+                let waits = |state: &mut State| state.is_open && !state.is_due;
                 match &failed {
-                    None => self.changed.wait_while(&mut state, is_idle),
-                    Some(_) => _ = self.changed.wait_while_for(&mut state, is_idle, AGAIN),
+                    None => self.changed.wait_while(&mut state, waits),
+                    Some(_) => _ = self.changed.wait_while_for(&mut state, waits, AGAIN),
                 }
-                let is_last = matches!(*state, State::Ending { .. });
-                if *state == (State::Ending { is_due: false }) && failed.is_none() {
-                    return None;
-                }
-                if !is_last {
-                    *state = State::Idle;
-                }
-                is_last
+                (std::mem::take(&mut state.is_due), !state.is_open)
             };
+            if !is_due && failed.is_none() {
+                return None;
+            }
             let is_first = failed.is_none();
             failed = publish().err();
-            if let Some(error) = failed.as_ref().filter(|_| is_first && !is_last) {
-                tracing::warn!("the latest backups are stored, but can't be listed yet: {error}");
-            }
             if is_last {
                 return failed;
             }
-            let goes_on = |state: &mut State| !matches!(state, State::Ending { .. });
+            if let Some(error) = failed.as_ref().filter(|_| is_first) {
+                tracing::warn!("the latest backups are stored, but can't be listed yet: {error}");
+            }
+            let goes_on = |state: &mut State| state.is_open;
             self.changed.wait_while_for(&mut self.state.lock(), goes_on, INTERVAL);
         }
     }
 }
 
 /// Ends the thread when it is dropped.
-struct Ends<'a>(&'a Publisher);
+struct End<'a>(&'a Publisher);
 
-impl Drop for Ends<'_> {
+impl Drop for End<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        *state = State::Ending {
-            is_due: *state == State::Due,
-        };
+        self.0.state.lock().is_open = false;
         self.0.changed.notify_all();
     }
 }
@@ -139,7 +119,7 @@ mod tests {
     #[test]
     fn what_is_committed_is_published_soon_and_the_last_at_the_end() {
         let publisher = Publisher::default();
-        assert!(!publisher.is_told(), "nobody publishes for others");
+        assert!(!publisher.tell(), "nobody publishes for others");
         let (committed, published, times) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
         let publish = || {
             published.store(committed.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -148,7 +128,7 @@ mod tests {
         };
         let commit = || {
             committed.fetch_add(1, Ordering::SeqCst);
-            assert!(publisher.is_told());
+            assert!(publisher.tell());
         };
         let ((), failed) = publisher.during(&publish, || {
             commit();
@@ -164,11 +144,11 @@ mod tests {
         let before = times.load(Ordering::SeqCst);
         publisher.during(&publish, || ());
         assert_eq!(times.load(Ordering::SeqCst), before, "there was nothing");
-        assert!(!publisher.is_told());
+        assert!(!publisher.tell());
     }
 
     #[test]
-    fn a_publication_that_failed_is_tried_again_and_its_error_is_told() {
+    fn a_publication_that_failed_is_tried_again_and_its_error_tell() {
         let publisher = Publisher::default();
         let (tries, fails) = (AtomicU32::new(0), AtomicU32::new(1));
         let publish = || match tries.fetch_add(1, Ordering::SeqCst) < fails.load(Ordering::SeqCst) {
@@ -176,7 +156,7 @@ mod tests {
             false => Ok(()),
         };
         let work = || {
-            assert!(publisher.is_told());
+            assert!(publisher.tell());
             while tries.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
@@ -186,13 +166,13 @@ mod tests {
         // Also if nothing else is committed.
         tries.store(0, Ordering::SeqCst);
         let work = || {
-            assert!(publisher.is_told());
+            assert!(publisher.tell());
             while tries.load(Ordering::SeqCst) < 2 {
                 std::thread::yield_now();
             }
         };
         assert!(publisher.during(&publish, work).1.is_none());
         fails.store(9, Ordering::SeqCst);
-        assert!(publisher.during(&publish, || assert!(publisher.is_told())).1.is_some());
+        assert!(publisher.during(&publish, || assert!(publisher.tell())).1.is_some());
     }
 }

@@ -136,7 +136,7 @@ impl Writer {
     /// Its `sequence` is set to the generation that it comes with.
     pub fn commit(&self, backup: Backup) -> Result<Committed> {
         let entry = self.commit_unpublished(backup, &|generation| (generation, Vec::new()))?;
-        let unpublished = match self.publisher.is_told() {
+        let unpublished = match self.publisher.tell() {
             true => None,
             false => self.publish().err(),
         };
