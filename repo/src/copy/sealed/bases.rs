@@ -48,20 +48,27 @@ impl Job<'_> {
 
     /// An error if a difference can't take the place of its damaged block there, because its base depends on that one there.
     fn check_no_circle(&self, pieces: &[Piece<Located>]) -> std::result::Result<(), Fault> {
-        for piece in pieces.iter().filter(|piece| self.mover.is_condemned(piece.id)) {
-            let mut next = piece.with.base;
-            for _ in 0..MOST_BASES_READ {
-                let Some(base) = next else { break };
-                if base == piece.id {
-                    return Err(Fault::Backup(Error::BlockDamaged {
-                        id: piece.id,
-                        what: "here it is a difference from a block that depends on it there; copy with the key, or repair there"
-                            .into(),
-                    }));
-                }
-                let located = self.mover.to.locate(&[base]).map_err(Fault::To)?;
-                next = located.first().copied().flatten().and_then(|located| located.base);
+        let replaced = pieces.iter().filter(|piece| self.mover.is_condemned(piece.id));
+        let mut bases: Vec<_> = replaced
+            .filter_map(|piece| Some((piece.id, piece.with.base?)))
+            .collect();
+        for _ in 0..MOST_BASES_READ {
+            if let Some((id, _)) = bases.iter().find(|(id, base)| id == base) {
+                return Err(Fault::Backup(Error::BlockDamaged {
+                    id: *id,
+                    what: "here it is a difference from a block that depends on it there; copy with the key, or repair there".into(),
+                }));
             }
+            if bases.is_empty() {
+                break;
+            }
+            let ids: Vec<_> = bases.iter().map(|(_, base)| *base).collect();
+            let located = self.mover.to.locate(&ids).map_err(Fault::To)?;
+            let below = bases
+                .iter()
+                .zip(located)
+                .filter_map(|((id, _), there)| Some((*id, there?.base?)));
+            bases = below.collect();
         }
         Ok(())
     }
