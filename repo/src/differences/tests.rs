@@ -57,6 +57,13 @@ fn days(store: &dyn StoreManager, count: u8) -> Vec<Entry> {
     entries
 }
 
+/// The bytes that the block that changes has on a day, and their hashes.
+fn changed(store: &dyn StoreManager, day: u8) -> (Vec<u8>, BlockHashes) {
+    let block = disk(day)[SMALL.bytes()..2 * SMALL.bytes()].to_vec();
+    let hashes = store.hashing().block(&block);
+    (block, hashes)
+}
+
 /// The block that changes.
 fn changing(store: &dyn StoreManager, entry: &Entry) -> BlockId {
     let reader = SlotReader::open(store, entry.backup.images[0].manifest).expect("opens");
@@ -138,11 +145,9 @@ fn no_difference_is_made_from_a_damaged_or_condemned_block_or_in_a_far_store() {
     for (below, store) in stores() {
         let entries = days(&*store, 1);
         let before = changing(&*store, &entries[0]);
-        let plain = disk(21);
-        let block = &plain[SMALL.bytes()..2 * SMALL.bytes()];
-        let hashes = store.hashing().block(block);
+        let (block, hashes) = changed(&*store, 21);
         let new = [New {
-            plain: block,
+            plain: &block,
             hashes: &hashes,
             before: Some(before),
         }];
@@ -169,11 +174,9 @@ fn no_difference_is_made_from_the_base_of_a_condemned_difference() {
     for (_, store) in stores() {
         let entries = days(&*store, 2);
         let [first, second] = [0, 1].map(|day| changing(&*store, &entries[day]));
-        let plain = disk(22);
-        let block = &plain[SMALL.bytes()..2 * SMALL.bytes()];
-        let hashes = store.hashing().block(block);
+        let (block, hashes) = changed(&*store, 22);
         let new = [New {
-            plain: block,
+            plain: &block,
             hashes: &hashes,
             before: Some(second),
         }];
@@ -191,11 +194,9 @@ fn a_block_is_put_as_a_whole_if_its_base_is_condemned_meanwhile() {
     for (_, store) in stores() {
         let entries = days(&*store, 1);
         let before = changing(&*store, &entries[0]);
-        let plain = disk(21);
-        let block = &plain[SMALL.bytes()..2 * SMALL.bytes()];
-        let hashes = store.hashing().block(block);
+        let (block, hashes) = changed(&*store, 21);
         let new = [New {
-            plain: block,
+            plain: &block,
             hashes: &hashes,
             before: Some(before),
         }];

@@ -83,6 +83,12 @@ fn copied(from: &Place, to: &Target) -> SealedCopied {
     copied
 }
 
+/// Copies one backup, and no other fails.
+fn assert_one_copied(from: &Place, to: &Target) {
+    let SealedCopied { copied, failed, .. } = copied(from, to);
+    assert_eq!((copied.len(), failed.len()), (1, 0), "{failed:?}");
+}
+
 #[test]
 fn a_copy_without_the_key_is_whole_for_those_who_have_it() {
     let keys = Keys::generate().expect("random bytes");
@@ -249,13 +255,7 @@ fn a_copy_without_the_key_takes_differences_and_their_bases() {
     let manager = from.repository().manager("test", &mut |_| true).expect("opens");
     manager.amend(&old, &[]).expect("forgets");
     assert!(!from.differences().is_empty());
-    let copied = copied(&from, &to);
-    assert_eq!(
-        (copied.copied.len(), copied.failed.len()),
-        (1, 0),
-        "{:?}",
-        copied.failed
-    );
+    assert_one_copied(&from, &to);
     assert_eq!(differences(&to), from.differences());
     assert_eq!(content_of(&to.repository()), from.content());
     assert_eq!(to.foreign_changes(), [""; 0]);
@@ -297,13 +297,7 @@ fn a_repository_that_has_the_base_as_a_difference_takes_others_from_it() {
         "{:?}",
         from.differences()
     );
-    let copied = copied(&from, &to);
-    assert_eq!(
-        (copied.copied.len(), copied.failed.len()),
-        (1, 0),
-        "{:?}",
-        copied.failed
-    );
+    assert_one_copied(&from, &to);
     assert_eq!(content_of(&to.repository()), from.content());
 }
 
