@@ -30,12 +30,29 @@ const LOG_BYTES: u64 = 1 << 20;
 /// Preallocation step of the list of files.
 const MANIFEST_BYTES: usize = 64 << 10;
 /// Size of a sorted file of `blocks`.
-const TABLE_BYTES: u64 = 2 << 20;
+pub(super) const TABLE_BYTES: u64 = 2 << 20;
+/// Largest blob file. A sorted file stands for up to twice as much.
+pub(super) const BLOB_FILE_BYTES: u64 = 1 << 30;
+/// Bytes of a blob file that a compaction reads ahead: otherwise it reads one page at a time.
+const READ_AHEAD_BYTES: u64 = 2 << 20;
 
-/// Returns options for the database and its column families. `direct`: flush and compact with direct I/O. `create`:
-/// create missing parts.
+/// Returns options for a database that is written to, and its column families. `direct`: flush and compact with direct I/O.
+/// `create`: create missing parts.
 pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
-    database_with(&cache(), direct, create)
+    let cache = cache();
+    let mut options = common();
+    options.create_if_missing(create);
+    options.create_missing_column_families(create);
+    // Twice as fast as buffered I/O for blobs, and the host's page cache is left unchanged.
+    options.set_use_direct_io_for_flush_and_compaction(direct);
+    let family = |name: &str| match name {
+        // With each flush, RocksDB would compare all files of this column family with the blob files that they name: two thirds of
+        // what a flush costs with 10,000 files. It compares them for each reader of a view, when it opens it.
+        BLOCKS => with(family(name, &cache), "force_consistency_checks=false"),
+        _ => family(name, &cache),
+    };
+    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name)));
+    (options, families.into())
 }
 
 /// Returns the cache of a database. Several may share it that have the same files open: its keys are made of what stands in the
@@ -48,13 +65,15 @@ pub(super) fn cache() -> Cache {
     Cache::new_lru_cache_opts(&options)
 }
 
-/// Like [`database`], with a cache that others may use.
-pub(super) fn database_with(cache: &Cache, direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
+/// Returns options for a view, which is only read, and its column families.
+pub(super) fn view(cache: &Cache) -> (Options, Vec<ColumnFamilyDescriptor>) {
+    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, cache)));
+    (common(), families.into())
+}
+
+fn common() -> Options {
     // By default every table would contain this host's name.
-    let made = Options::default().get_options_from_string("db_host_id=vbk");
-    let mut options = made.expect("RocksDB knows its own option");
-    options.create_if_missing(create);
-    options.create_missing_column_families(create);
+    let mut options = with(Options::default(), "db_host_id=vbk");
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(4);
     // Each time it opens, RocksDB preallocates about LOG_BYTES for its log and MANIFEST_BYTES for its list of files; on
@@ -63,11 +82,14 @@ pub(super) fn database_with(cache: &Cache, direct: bool, create: bool) -> (Optio
     options.set_max_total_wal_size(LOG_BYTES);
     options.set_manifest_preallocation_size(MANIFEST_BYTES);
     options.set_stats_dump_period_sec(0);
-    // Twice as fast as buffered I/O for blobs, and the host's page cache is left unchanged.
-    options.set_use_direct_io_for_flush_and_compaction(direct);
     options.set_info_logger(quiet());
-    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, cache)));
-    (options, families.into())
+    options
+}
+
+/// Adds what the crate has no function for.
+fn with(mut options: Options, text: &str) -> Options {
+    let with = options.get_options_from_string(text);
+    with.expect("RocksDB knows its own option")
 }
 
 /// By default RocksDB would keep log files in the directory, even if it only reads.
@@ -104,6 +126,8 @@ fn family(name: &str, cache: &Cache) -> Options {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
+        options.set_blob_file_size(BLOB_FILE_BYTES);
+        options.set_blob_compaction_readahead_size(READ_AHEAD_BYTES);
         // A block of 1 MiB takes about 1.3 KB in the sorted files. Compaction works on whole files, so they are kept
         // small: each of their bytes stands for many in blob files that a sweep would have to move.
         options.set_target_file_size_base(TABLE_BYTES);

@@ -78,7 +78,7 @@ impl RocksReader {
 
     fn open_at(place: Place, guard: Option<File>) -> Result<Self> {
         let cache = options::cache();
-        let (mut database, families) = options::database_with(&cache, false, false);
+        let (mut database, families) = options::view(&cache);
         // The pages of a block lie next to each other, and so do the blocks that a disk's reader wants next: the kernel
         // notices that, unless it was told that all reads are random.
         database.set_advise_random_on_open(false);
