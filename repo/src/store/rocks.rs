@@ -216,7 +216,7 @@ impl RocksStore {
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
             .map_err(failed("remove the rows of an interrupted run"))?;
         // No index row names them, so no sweep would look for their space.
-        sweep::compact(reader, &(barrier..u64::MAX));
+        sweep::compact(reader, &sweep::keys(&(barrier..u64::MAX)));
         Ok(())
     }
 

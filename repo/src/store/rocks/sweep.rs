@@ -17,6 +17,13 @@
 //!    flushed. A forced compaction writes the live blocks that shared files with unused ones to new blob files and
 //!    drops the old files, each completely or not at all. Then `sweeping` no longer names these windows.
 //!
+//! Damage stops no sweep: a compaction that meets a damaged blob would fail, and RocksDB would write nothing any more. So what a
+//! compaction would move is read before step 3. Windows in which something can't be read skip that step and stay in `sweeping`,
+//! and the sweep ends with an error when all else is done. When the damaged block was mended or removed, the next sweep frees
+//! their space.
+//!
+//! At last, small files are merged into larger ones, see `merge.rs`.
+//!
 //! A crash leaves `sweeping`, and the next sweep includes the windows that it names, by what is live then: a block that
 //! was put since is live, or its index row is removed before its own rows. Windows without live blocks always come
 //! first, because sweeping them needs no space.
@@ -27,18 +34,22 @@
 //!
 //! Memory: 40 bytes per window of 2 GiB and a bit per block, besides the live set.
 
+mod compaction;
+mod merge;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
-use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
+use rocksdb::{IteratorMode, WriteBatch};
 
+pub(super) use self::compaction::compact;
+use self::compaction::{Keys, Table, collect_garbage, is_whole, move_live, tables};
+use self::merge::Merging;
 use self::windows::{Window, choose, decode, encode, length_of_pass, neighbours};
 use super::RocksStore;
 use super::errors::failed;
-use super::reader::{RocksReader, scan};
+use super::reader::scan;
 use super::rows::part_key;
 use super::sessions::Rule;
 use crate::error::{Error, ErrorKind, Result};
@@ -71,9 +82,14 @@ pub(super) fn sweep(
     step: &mut dyn FnMut(&Swept) -> Result<()>,
 ) -> Result<Swept> {
     let window_blocks = WINDOW_BYTES / u64::from(store.identity()?.block_size);
-    sweep_windows(store, session, live, options, window_blocks, step)
+    let swept = sweep_windows(store, session, live, options, window_blocks, step)?;
+    if !options.dry_run {
+        merge::merge(store, Merging::USUAL, &mut || step(&swept))?;
+    }
+    Ok(swept)
 }
 
+/// Sweeps without merging files.
 pub(super) fn sweep_windows(
     store: &RocksStore,
     session: Option<u64>,
@@ -108,6 +124,7 @@ pub(super) fn sweep_windows(
         live_places: Places::default(),
         window_blocks,
         begun: BTreeSet::new(),
+        damaged: false,
         unlisted: BTreeMap::new(),
         swept: Swept::default(),
     };
@@ -135,18 +152,6 @@ pub(super) fn sweep_windows(
     Ok(sweep.swept)
 }
 
-/// Switches whether compactions move live blobs out of files with unused ones. Only on during a sweep: a backup would
-/// otherwise write everything several times.
-fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
-    let options = [
-        ("enable_blob_garbage_collection", if on { "true" } else { "false" }),
-        ("blob_garbage_collection_age_cutoff", if on { "1.0" } else { "0.25" }),
-    ];
-    let reader = &store.reader;
-    let set = reader.db.set_options_cf(reader.family("blocks"), &options);
-    set.map_err(failed("prepare to give space back"))
-}
-
 struct Sweep<'a> {
     store: &'a RocksStore,
     /// The session that sweeps.
@@ -159,6 +164,8 @@ struct Sweep<'a> {
     window_blocks: u64,
     /// Windows listed in `sweeping`.
     begun: BTreeSet<u64>,
+    /// Some of those can't be swept.
+    damaged: bool,
     /// Blocks and bytes of each window whose index rows were removed.
     unlisted: BTreeMap<u64, (u64, u64)>,
     swept: Swept,
@@ -223,7 +230,17 @@ impl Sweep<'_> {
         step(&self.swept)?;
         self.remove_nodes(false, step)?;
         self.tidy(step)?;
-        step(&self.swept)
+        step(&self.swept)?;
+        match self.damaged {
+            false => Ok(()),
+            true => Err(Error::Store {
+                kind: ErrorKind::Corrupt,
+                doing: "give all space back",
+                message: "blocks that backups need are damaged, and what was stored beside them stays until they are stored again \
+                          or no longer needed; `vbk verify` tells which backups need them"
+                    .into(),
+            }),
+        }
     }
 
     /// Sweeps windows, given in order. `moves_live`: some blocks in them are live.
@@ -242,19 +259,19 @@ impl Sweep<'_> {
         let groups = neighbours(numbers, &|number| {
             windows.get(&number).map_or(0, |window| window.live_bytes)
         });
-        let sequences = |group: &Range<u64>| group.start * self.window_blocks..group.end * self.window_blocks;
-        let ranges: Vec<_> = groups.iter().map(sequences).collect();
+        let ranges: Vec<_> = groups.iter().map(|group| self.sequences(group)).collect();
         self.unlist(&ranges, step)?;
-        for (group, range) in groups.iter().zip(&ranges) {
-            self.remove(range)?;
-            self.give_back(range)?;
-            self.begun.retain(|number| !group.contains(number));
-            self.note_begun()?;
-            for (_, (blocks, bytes)) in self.unlisted.range(group.clone()) {
-                self.swept.removed_blocks += blocks;
-                self.swept.removed_bytes += bytes;
+        let tables = tables(&self.store.reader)?;
+        for group in groups {
+            if self.sweep_group(&group, &tables, moves_live)? {
+                step(&self.swept)?;
+                continue;
             }
-            step(&self.swept)?;
+            let several = group.end - group.start > 1;
+            for number in group {
+                self.damaged |= !several || !self.sweep_group(&(number..number + 1), &tables, moves_live)?;
+                step(&self.swept)?;
+            }
         }
         match moves_live {
             true => collect_garbage(self.store, false),
@@ -262,11 +279,33 @@ impl Sweep<'_> {
         }
     }
 
+    /// Step 3 for some adjacent windows. Does nothing and returns `false` if something is damaged that would be moved.
+    fn sweep_group(&mut self, group: &Range<u64>, tables: &[Table], moves_live: bool) -> Result<bool> {
+        let range = self.sequences(group);
+        let unused = self.unused(&range);
+        if moves_live && !is_whole(&self.store.reader, tables, &keys(&range), &unused)? {
+            return Ok(false);
+        }
+        self.remove(&unused)?;
+        move_live(self.store, &keys(&range))?;
+        self.begun.retain(|number| !group.contains(number));
+        self.note_begun()?;
+        for (_, (blocks, bytes)) in self.unlisted.range(group.clone()) {
+            self.swept.removed_blocks += blocks;
+            self.swept.removed_bytes += bytes;
+        }
+        Ok(true)
+    }
+
+    fn sequences(&self, windows: &Range<u64>) -> Range<u64> {
+        windows.start * self.window_blocks..windows.end * self.window_blocks
+    }
+
     fn note_begun(&self) -> Result<()> {
         let meta = self.store.reader.family("meta");
         let numbers: Vec<_> = self.begun.iter().copied().collect();
-        let range = |run: Range<u64>| run.start * self.window_blocks..run.end * self.window_blocks;
-        let ranges: Vec<_> = neighbours(&numbers, &|_| 0).into_iter().map(range).collect();
+        let groups = neighbours(&numbers, &|_| 0);
+        let ranges: Vec<_> = groups.iter().map(|group| self.sequences(group)).collect();
         let mut batch = WriteBatch::default();
         match &ranges[..] {
             [] => batch.delete_cf(meta, SWEEPING),
@@ -276,14 +315,7 @@ impl Sweep<'_> {
             }
         }
         // A view that is published now leaves the old files out, which frees their space.
-        self.write_next("remove blocks", batch)
-    }
-
-    /// Writes a batch that comes with the next generation.
-    fn write_next(&self, doing: &'static str, mut batch: WriteBatch) -> Result<()> {
-        let _one = self.store.barrier.lock();
-        self.store.next_generation(&mut batch)?;
-        self.store.write_logged(doing, batch)
+        write_next(self.store, "remove blocks", batch)
     }
 
     /// Step 2: removes the index rows of unused blocks, in sorted ranges of sequence numbers.
@@ -330,53 +362,31 @@ impl Sweep<'_> {
         self.store.write_logged("remove blocks", batch)
     }
 
+    /// Returns the runs of sequence numbers in a range whose blocks are not live.
+    fn unused(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for sequence in range.start..range.end.min(self.horizon) {
+            match runs.last_mut() {
+                _ if self.live_places.contains(Place(sequence)) => {}
+                Some(run) if run.end == sequence => run.end += 1,
+                _ => runs.push(sequence..sequence + 1),
+            }
+        }
+        runs
+    }
+
     /// Step 3: removes the rows of all blocks that are not live, adjacent ones with one deletion. Durable with the next
     /// flush.
-    fn remove(&self, range: &Range<u64>) -> Result<()> {
+    fn remove(&self, unused: &[Range<u64>]) -> Result<()> {
         let blocks = self.store.reader.family("blocks");
-        let end = range.end.min(self.horizon);
-        let is_unused = |sequence: u64| sequence < end && !self.live_places.contains(Place(sequence));
-        let mut batch = WriteBatch::default();
-        let mut unused_from = None;
-        for sequence in range.start..=end {
-            match (unused_from, is_unused(sequence)) {
-                (None, true) => unused_from = Some(sequence),
-                (Some(first), false) => {
-                    batch.delete_range_cf(blocks, part_key(first, 0), part_key(sequence, 0));
-                    unused_from = None;
-                }
-                _ => {}
+        for runs in unused.chunks(BATCH_ROWS) {
+            let mut batch = WriteBatch::default();
+            for run in runs {
+                batch.delete_range_cf(blocks, part_key(run.start, 0), part_key(run.end, 0));
             }
-            if batch.len() >= BATCH_ROWS {
-                self.store.write("remove blocks", std::mem::take(&mut batch))?;
-            }
-        }
-        self.store.write("remove blocks", batch)
-    }
-
-    fn give_back(&self, range: &Range<u64>) -> Result<()> {
-        let reader = &self.store.reader;
-        reader
-            .db
-            .flush_cf_opt(reader.family("blocks"), &FlushOptions::default())
-            .map_err(self.store.broken("give space back"))?;
-        let before = self.background_errors()?;
-        compact(reader, range);
-        // The compaction call itself reports neither a full disk nor a damaged file.
-        if self.background_errors()? != before {
-            self.store.failed.store(true, Ordering::SeqCst);
-            return Err(Error::Store {
-                kind: ErrorKind::NoSpace,
-                doing: "give space back",
-                message: "a compaction failed: there is no space left, or a file of the store is damaged".into(),
-            });
+            self.store.write("remove blocks", batch)?;
         }
         Ok(())
-    }
-
-    fn background_errors(&self) -> Result<u64> {
-        let count = self.store.reader.db.property_int_value("rocksdb.background-errors");
-        Ok(count.map_err(failed("read its state"))?.unwrap_or(0))
     }
 
     /// Returns the windows that an earlier sweep did not finish.
@@ -442,10 +452,8 @@ impl Sweep<'_> {
         let rows = self.store.reader.index_rows(&condemned)?;
         let gone = condemned.iter().zip(rows).filter(|(_, row)| row.is_none());
         self.store.pardon(&gone.map(|(id, _)| *id).collect::<Vec<_>>())?;
-        let mut batch = WriteBatch::default();
-        // All windows are swept; windows past the store's end, which a damaged row named, were left out.
-        batch.delete_cf(self.store.reader.family("meta"), SWEEPING);
-        self.write_next("give space back", batch)?;
+        // Windows past the store's end, which a damaged row named, are no longer named.
+        self.note_begun()?;
         let reader = &self.store.reader;
         let meta = reader.family("meta");
         let tidying = reader.db.get_pinned_cf(meta, TIDYING);
@@ -466,13 +474,16 @@ impl Sweep<'_> {
     }
 }
 
-/// Merges away the removed rows in a range of sequence numbers.
-pub(super) fn compact(reader: &RocksReader, range: &Range<u64>) {
-    let mut options = CompactOptions::default();
-    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-    let (from, to) = (part_key(range.start, 0), part_key(range.end, 0));
-    let blocks = reader.family("blocks");
-    reader.db.compact_range_cf_opt(blocks, Some(from), Some(to), &options);
+/// Writes a batch that comes with the next generation.
+fn write_next(store: &RocksStore, doing: &'static str, mut batch: WriteBatch) -> Result<()> {
+    let _one = store.barrier.lock();
+    store.next_generation(&mut batch)?;
+    store.write_logged(doing, batch)
+}
+
+/// Keys of the rows of a range of sequence numbers.
+pub(super) fn keys(sequences: &Range<u64>) -> Keys {
+    part_key(sequences.start, 0)..=part_key(sequences.end, 0)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use super::super::tests::{Fixture, wanted};
 use super::*;
@@ -6,7 +7,7 @@ use crate::block::Hashing;
 use crate::codec::{Compression, Sealed, Sealer};
 use crate::store::{StoreReader, StoreWriter};
 
-const WINDOW: u64 = 100;
+pub(super) const WINDOW: u64 = 100;
 const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
@@ -29,9 +30,14 @@ fn block(seed: u32) -> Sealed {
 
 /// Returns a store with blocks in five windows, and the set of live ones according to `is_live`.
 fn filled(is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
+    filled_by(50, is_live)
+}
+
+/// The same with so many blocks in a file.
+pub(super) fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
     let fixture = Fixture::new();
     let blocks: Vec<_> = (0..5 * WINDOW as u32).map(block).collect();
-    for some in blocks.chunks(50) {
+    for some in blocks.chunks(blocks_in_file) {
         fixture.store().put(some.to_vec()).expect("puts");
         fixture.store().flush().expect("flushes");
     }
@@ -45,19 +51,26 @@ fn filled(is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
 }
 
 fn blob_bytes(fixture: &Fixture) -> u64 {
+    let files = blob_files(fixture);
+    files.iter().map(|file| file.metadata().expect("is there").size()).sum()
+}
+
+/// Oldest first.
+pub(super) fn blob_files(fixture: &Fixture) -> Vec<PathBuf> {
     let files = std::fs::read_dir(fixture.directory.path().join("store")).expect("lists");
+    let files = files.map(|file| file.expect("an entry").path());
+    let mut files: Vec<_> = files
+        .filter(|file| file.extension().is_some_and(|extension| extension == "blob"))
+        .collect();
+    files.sort();
     files
-        .map(|file| file.expect("an entry"))
-        .filter(|file| file.path().extension().is_some_and(|extension| extension == "blob"))
-        .map(|file| file.metadata().expect("is there").size())
-        .sum()
 }
 
 fn run(fixture: &Fixture, live: &Live, options: PruneOptions) -> Swept {
     sweep_windows(fixture.store(), None, live, options, WINDOW, &mut |_| Ok(())).expect("sweeps")
 }
 
-fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
+pub(super) fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
     for (place, block) in (0..).map(Place).zip(blocks) {
         let stored = fixture.store().get(&[wanted(block)]).remove(0);
         let is_live = live.has_block_at(place);
@@ -147,6 +160,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
             live_places: Places::default(),
             window_blocks: WINDOW,
             begun: BTreeSet::new(),
+            damaged: false,
             unlisted: BTreeMap::new(),
             swept: Swept::default(),
         };
@@ -162,7 +176,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
                 .expect("removes");
         }
         if steps > 2 {
-            sweep.remove(&range).expect("removes");
+            sweep.remove(&sweep.unused(&range)).expect("removes");
         }
         let copy = fixture.crashed_copy();
         if steps > 1 {

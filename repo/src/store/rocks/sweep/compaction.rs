@@ -1,0 +1,133 @@
+//! Forced compactions of `blocks`: they drop removed rows, and move live blobs out of the files that these were in.
+
+use std::ops::{Range, RangeInclusive};
+use std::sync::atomic::Ordering;
+
+use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, LiveFile};
+
+use super::super::RocksStore;
+use super::super::errors::{failed, is_damage};
+use super::super::options::BLOCKS;
+use super::super::reader::{RocksReader, scan};
+use super::super::rows::part_key;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Keys of `blocks`.
+pub(super) type Keys = RangeInclusive<[u8; 10]>;
+
+/// A table of `blocks`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Table {
+    pub(super) keys: Keys,
+    pub(super) bytes: u64,
+}
+
+/// Returns the tables of `blocks`, in the order of their first keys. Takes 300 bytes for each table of the store meanwhile.
+pub(super) fn tables(reader: &RocksReader) -> Result<Vec<Table>> {
+    let files = reader.db.live_files().map_err(failed("list its files"))?;
+    let table = |file: LiveFile| {
+        let key = |key: Option<Vec<u8>>| <[u8; 10]>::try_from(key?).ok();
+        Some(Table {
+            keys: key(file.start_key)?..=key(file.end_key)?,
+            bytes: file.size as u64,
+        })
+    };
+    let blocks = files.into_iter().filter(|file| file.column_family_name == BLOCKS);
+    let mut tables: Vec<_> = blocks.filter_map(table).collect();
+    tables.sort_unstable_by_key(|table| *table.keys.start());
+    Ok(tables)
+}
+
+/// Returns the keys of all tables that a compaction of some keys rewrites: it rewrites whole tables.
+fn rewritten(tables: &[Table], keys: &Keys) -> Keys {
+    let (mut first, mut last) = keys.clone().into_inner();
+    loop {
+        let before = (first, last);
+        let overlaps = |table: &&Table| *table.keys.start() <= before.1 && before.0 <= *table.keys.end();
+        for table in tables.iter().filter(overlaps) {
+            first = first.min(*table.keys.start());
+            last = last.max(*table.keys.end());
+        }
+        if (first, last) == before {
+            return first..=last;
+        }
+    }
+}
+
+/// Switches whether compactions move live blobs. Only on during a sweep: a backup would otherwise write everything several
+/// times.
+pub(super) fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
+    let options = [
+        ("enable_blob_garbage_collection", if on { "true" } else { "false" }),
+        ("blob_garbage_collection_age_cutoff", if on { "1.0" } else { "0.25" }),
+    ];
+    let reader = &store.reader;
+    let set = reader.db.set_options_cf(reader.family(BLOCKS), &options);
+    set.map_err(failed("prepare to give space back"))
+}
+
+/// Returns whether all can be read that a compaction of some keys moves: those of the tables that it rewrites, `without` some
+/// sequence numbers. The compaction that follows finds most of it in the page cache.
+pub(super) fn is_whole(reader: &RocksReader, tables: &[Table], keys: &Keys, without: &[Range<u64>]) -> Result<bool> {
+    let (mut from, last) = rewritten(tables, keys).into_inner();
+    for sequences in without {
+        if !can_be_read(reader, &from, &part_key(sequences.start, 0))? {
+            return Ok(false);
+        }
+        from = part_key(sequences.end, 0);
+    }
+    can_be_read(reader, &from, &[&last[..], &[0]].concat())
+}
+
+/// Reads all rows from a key to another, with their checksums; `false` if one is damaged.
+fn can_be_read(reader: &RocksReader, from: &[u8], end: &[u8]) -> Result<bool> {
+    let mut options = scan();
+    options.set_iterate_upper_bound(end);
+    let mut rows = reader.db.raw_iterator_cf_opt(reader.family(BLOCKS), options);
+    rows.seek(from);
+    while rows.valid() {
+        rows.next();
+    }
+    match rows.status() {
+        Err(error) if is_damage(&error) => {
+            tracing::debug!("a part of the store stays where it is, because it is damaged: {error}");
+            Ok(false)
+        }
+        read => read.map_err(failed("read the blocks")).map(|()| true),
+    }
+}
+
+/// Drops the removed rows in a range, and while [`collect_garbage`] is on moves the blobs of the others, which are whole.
+pub(super) fn move_live(store: &RocksStore, keys: &Keys) -> Result<()> {
+    let reader = &store.reader;
+    reader
+        .db
+        .flush_cf_opt(reader.family(BLOCKS), &FlushOptions::default())
+        .map_err(store.broken("give space back"))?;
+    let before = background_errors(reader)?;
+    compact(reader, keys);
+    // The compaction call itself reports neither a full disk nor a damaged file.
+    if background_errors(reader)? != before {
+        store.failed.store(true, Ordering::SeqCst);
+        return Err(Error::Store {
+            kind: ErrorKind::NoSpace,
+            doing: "give space back",
+            message: "a compaction failed: there is no space left, or a file of the store is damaged".into(),
+        });
+    }
+    Ok(())
+}
+
+fn background_errors(reader: &RocksReader) -> Result<u64> {
+    let count = reader.db.property_int_value("rocksdb.background-errors");
+    Ok(count.map_err(failed("read its state"))?.unwrap_or(0))
+}
+
+/// Merges away the removed rows in a range.
+pub(in super::super) fn compact(reader: &RocksReader, keys: &Keys) {
+    let mut options = CompactOptions::default();
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    reader
+        .db
+        .compact_range_cf_opt(reader.family(BLOCKS), Some(keys.start()), Some(keys.end()), &options);
+}
