@@ -2,10 +2,11 @@
 //! that names what is not there can't come about.
 //!
 //! It follows the heads of nodes, which need no key. A part of a disk that did not change since a backup that the writer names
-//! is known to be whole, so the proof costs what changed, and not what the disk has. It shows that things are there and not that
+//! is known to be whole, and so are the blocks of a changed part that it named before, so the proof costs what changed, and not
+//! what the disk has. It shows that things are there and not that
 //! they are good: that is for [`crate::verify`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
@@ -26,6 +27,9 @@ const MOST: usize = 100_000;
 pub(super) struct Proved {
     pages: HashSet<NodeId>,
     segments: HashSet<Segment>,
+    /// The delta of one of the segments with each full node. Of a segment that has another delta today, the blocks that were in
+    /// that one are stored.
+    deltas: HashMap<NodeId, NodeId>,
 }
 
 impl Proved {
@@ -35,8 +39,15 @@ impl Proved {
         skipped.read(store, roots, Kind::Root, &mut |_, head| pages.extend(pages_of(&head)))?;
         skipped.read(store, &pages, Kind::Page, &mut |page, head| {
             self.pages.insert(page);
-            self.segments.extend(Page::pairs(&head));
+            self.add(Page::pairs(&head));
         })
+    }
+
+    fn add(&mut self, segments: impl IntoIterator<Item = Segment>) {
+        for segment in segments {
+            self.deltas.insert(segment.full, segment.delta);
+            self.segments.insert(segment);
+        }
     }
 
     /// Fails with [`Error::Missing`] unless everything below these roots is stored.
@@ -55,12 +66,12 @@ impl Proved {
         segments.sort_unstable();
         segments.dedup();
         for segments in segments.chunks(NODES / 2) {
-            missing.look_up(store, segments)?;
+            missing.look_up(store, segments, &self.deltas)?;
         }
         if missing.nodes.is_empty() && missing.blocks.is_empty() {
             // For the next commit of the same writer.
             self.pages.extend(pages);
-            self.segments.extend(segments);
+            self.add(segments);
             return Ok(());
         }
         Err(Error::Missing {
@@ -108,28 +119,32 @@ impl Missing {
         Ok(())
     }
 
-    /// Looks up the blocks of segments.
-    fn look_up(&mut self, store: &dyn StoreReader, segments: &[Segment]) -> Result<()> {
-        let mut heads = std::collections::HashMap::new();
-        for (kind, of) in [
-            (Kind::Full, (|segment| segment.full) as fn(&Segment) -> NodeId),
-            (Kind::Delta, |segment| segment.delta),
-        ] {
-            let ids: HashSet<_> = segments.iter().map(of).filter(|id| *id != NodeId::ZERO).collect();
-            let ids: Vec<_> = ids.into_iter().collect();
-            self.read(store, &ids, kind, &mut |id, head| drop(heads.insert(id, head)))?;
-        }
+    /// Looks up the blocks of segments, except for those in the segments with other `deltas`, of which all is stored.
+    fn look_up(
+        &mut self,
+        store: &dyn StoreReader,
+        segments: &[Segment],
+        deltas: &HashMap<NodeId, NodeId>,
+    ) -> Result<()> {
+        let fulls = self.heads(store, Kind::Full, segments.iter().map(|segment| segment.full))?;
+        let news = self.heads(store, Kind::Delta, segments.iter().map(|segment| segment.delta))?;
+        let olds = segments.iter().filter_map(|segment| deltas.get(&segment.full).copied());
+        // One that is damaged is of no use, and this backup does not need it.
+        let olds = Self::default().heads(store, Kind::Delta, olds)?;
         let mut needed = HashSet::new();
         for segment in segments {
-            let delta = heads.get(&segment.delta);
-            let drops: HashSet<_> = delta.iter().flat_map(|delta| &delta.drops).copied().collect();
-            let full = heads
-                .get(&segment.full)
-                .into_iter()
-                .flat_map(|full| full.names.iter().enumerate());
-            let used = full.filter(|(number, _)| !u16::try_from(*number).is_ok_and(|number| drops.contains(&number)));
-            needed.extend(used.map(|(_, name)| *name));
-            needed.extend(delta.iter().flat_map(|delta| &delta.names));
+            let new = Delta::of(news.get(&segment.delta));
+            let old = deltas.get(&segment.full);
+            let old = old.and_then(|old| match *old {
+                NodeId::ZERO => Some(Delta::of(None)),
+                old => olds.get(&old).map(|head| Delta::of(Some(head))),
+            });
+            let full = fulls.get(&segment.full).into_iter().flat_map(|full| &full.names);
+            let used = full.enumerate().filter(|(number, _)| !new.drops(*number));
+            let is_known = |number| old.as_ref().is_some_and(|old| !old.drops(number));
+            needed.extend(used.filter(|(number, _)| !is_known(*number)).map(|(_, name)| *name));
+            let is_known = |name: &&[u8; 32]| old.as_ref().is_some_and(|old| old.names.contains(*name));
+            needed.extend(new.names.iter().filter(|name| !is_known(name)).copied());
         }
         let needed: Vec<_> = needed.into_iter().map(BlockId).collect();
         for ids in needed.chunks(BLOCKS) {
@@ -139,6 +154,39 @@ impl Missing {
             self.blocks.extend(missing.take(room));
         }
         Ok(())
+    }
+
+    fn heads(
+        &mut self,
+        store: &dyn StoreReader,
+        kind: Kind,
+        ids: impl Iterator<Item = NodeId>,
+    ) -> Result<HashMap<NodeId, Head>> {
+        let ids: HashSet<_> = ids.filter(|id| *id != NodeId::ZERO).collect();
+        let ids: Vec<_> = ids.into_iter().collect();
+        let mut heads = HashMap::new();
+        self.read(store, &ids, kind, &mut |id, head| drop(heads.insert(id, head)))?;
+        Ok(heads)
+    }
+}
+
+/// What a delta changes in a full node.
+struct Delta<'a> {
+    drops: HashSet<u16>,
+    names: HashSet<&'a [u8; 32]>,
+}
+
+impl<'a> Delta<'a> {
+    /// `None` changes nothing.
+    fn of(head: Option<&'a Head>) -> Self {
+        Self {
+            drops: head.iter().flat_map(|head| &head.drops).copied().collect(),
+            names: head.iter().flat_map(|head| &head.names).collect(),
+        }
+    }
+
+    fn drops(&self, number: usize) -> bool {
+        u16::try_from(number).is_ok_and(|number| self.drops.contains(&number))
     }
 }
 

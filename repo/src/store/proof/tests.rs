@@ -1,7 +1,8 @@
 use super::*;
+use crate::backup::Image;
 use crate::store::StoreWriter;
 use crate::store::memory::MemoryStore;
-use crate::tests::testing::{SMALL, mixed_bytes, store_image};
+use crate::tests::testing::{SMALL, mixed_bytes, store_image, store_image_after};
 
 const LEN: usize = 40 << 16;
 
@@ -79,4 +80,48 @@ fn a_part_that_is_trusted_is_not_looked_at_and_a_changed_one_is() {
         .expect("a new block");
     store.take(new);
     assert!(missing(proved.prove(&store, &[root])).0.contains(&new));
+}
+
+#[test]
+fn of_a_changed_part_only_blocks_are_looked_up_that_it_did_not_name_before() {
+    let store = MemoryStore::new(SMALL);
+    let mut plain = mixed_bytes(1, LEN);
+    // No other block is like the first.
+    plain[..5].copy_from_slice(b"first");
+    let first = store_image(&store, "vda", &plain);
+    let old = ids(&store);
+    let changed = |text: &[u8]| {
+        let mut plain = plain.clone();
+        plain[..text.len()].copy_from_slice(text);
+        plain
+    };
+    let second = store_image_after(&store, "vda", &changed(b"second"), Some(&first));
+    let of_second = ids(&store)
+        .into_iter()
+        .find(|id| !old.contains(id))
+        .expect("a new block");
+    let third = store_image_after(&store, "vda", &changed(b"third"), Some(&second));
+    let of_third = ids(&store)
+        .into_iter()
+        .find(|id| !old.contains(id) && *id != of_second)
+        .expect("a new block");
+    let back = store_image_after(&store, "vda", &plain, Some(&second));
+    assert_ne!(back.manifest, second.manifest);
+    // All are gone, so that what is looked up is missing.
+    let all = ids(&store);
+    all.iter().for_each(|id| drop(store.take(*id)));
+    let looked_up = |trusted: &Image, root: &Image| {
+        let mut proved = Proved::default();
+        proved.trust(&store, &[trusted.manifest]).expect("reads");
+        missing(proved.prove(&store, &[root.manifest])).0
+    };
+    assert_eq!(looked_up(&first, &second), [of_second]);
+    assert_eq!(looked_up(&second, &third), [of_third]);
+    // The block of the first day that the second has no more is not known by it.
+    let again = looked_up(&second, &back);
+    assert!(again.len() == 1 && old.contains(&again[0]), "{again:?}");
+    // Another disk's parts help nothing.
+    let other = store_image(&store, "vdb", &mixed_bytes(2, LEN));
+    ids(&store).iter().for_each(|id| drop(store.take(*id)));
+    assert!(looked_up(&other, &third).len() >= old.len());
 }
