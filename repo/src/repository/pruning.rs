@@ -309,20 +309,26 @@ impl Pruning<'_> {
         let bin = Bin::read(store, options)?;
         let live = bin.mark(mark)?;
         let marked = started.elapsed();
-        let used_before_bytes = keeper.room()?.used_bytes;
+        let room = keeper.room()?;
+        let used_before_bytes = room.used_bytes;
         told.used_before_bytes.set(Some(used_before_bytes));
         if !options.dry_run {
             store.empty_bin(bin.until, bin.up_to)?;
         }
-        let (mut published_bytes, mut published) = (0, Instant::now());
+        let (mut published_bytes, mut published, mut free_then_bytes) = (0, Instant::now(), room.free_bytes);
         let swept = store.retain(&live, options, &mut |swept| {
             told.tell(swept);
             let removed_bytes = swept.removed_bytes;
-            // The view before keeps all that was removed since on the disk.
+            // The view before keeps on the disk all that was removed since, and a copy of what was moved.
             let held_bytes = removed_bytes - published_bytes;
-            if held_bytes > 0 && (published.elapsed() >= PUBLISH_INTERVAL || held_bytes >= keeper.free_bytes()?) {
-                keeper.publish()?;
-                (published_bytes, published) = (removed_bytes, Instant::now());
+            if held_bytes > 0 {
+                let free_bytes = keeper.free_bytes()?;
+                let is_short = free_bytes <= held_bytes.max(free_then_bytes / 2);
+                if is_short || published.elapsed() >= PUBLISH_INTERVAL {
+                    keeper.publish()?;
+                    (published_bytes, published) = (removed_bytes, Instant::now());
+                    free_then_bytes = keeper.free_bytes()?;
+                }
             }
             match cancel.load(Ordering::SeqCst) {
                 true => Err(Error::Interrupted),

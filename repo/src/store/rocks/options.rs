@@ -30,11 +30,7 @@ const LOG_BYTES: u64 = 1 << 20;
 /// Preallocation step of the list of files.
 const MANIFEST_BYTES: usize = 64 << 10;
 /// Size of a sorted file of `blocks`.
-pub(super) const TABLE_BYTES: u64 = 2 << 20;
-/// Largest blob file. A sorted file stands for up to twice as much.
-pub(super) const BLOB_FILE_BYTES: u64 = 1 << 30;
-/// Bytes of a blob file that a compaction reads ahead: otherwise it reads one page at a time.
-const READ_AHEAD_BYTES: u64 = 2 << 20;
+const TABLE_BYTES: u64 = 2 << 20;
 
 /// Returns options for a database that is written to, and its column families. `direct`: flush and compact with direct I/O.
 /// `create`: create missing parts.
@@ -126,8 +122,6 @@ fn family(name: &str, cache: &Cache) -> Options {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
-        options.set_blob_file_size(BLOB_FILE_BYTES);
-        options.set_blob_compaction_readahead_size(READ_AHEAD_BYTES);
         // A block of 1 MiB takes about 1.3 KB in the sorted files. Compaction works on whole files, so they are kept
         // small: each of their bytes stands for many in blob files that a sweep would have to move.
         options.set_target_file_size_base(TABLE_BYTES);

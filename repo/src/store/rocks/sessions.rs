@@ -492,7 +492,12 @@ impl StoreManager for RocksSession {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         let terms = *self.terms.lock();
         self.store
-            .amend_for(Some(self.number), terms, remove_records, notes, at)
+            .amend_for(Some(self.number), terms, remove_records, notes, at)?;
+        if !remove_records.is_empty() {
+            // A record that its own session removes is not held, and a sweep may then take what it names.
+            *self.proved.lock() = Proved::default();
+        }
+        Ok(())
     }
 
     fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {

@@ -17,12 +17,10 @@
 //!    flushed. A forced compaction writes the live blocks that shared files with unused ones to new blob files and
 //!    drops the old files, each completely or not at all. Then `sweeping` no longer names these windows.
 //!
-//! Damage stops no sweep: a compaction that meets a damaged blob would fail, and RocksDB would write nothing any more. So what a
+//! Damaged pages stop no sweep: a compaction that meets one would fail, and RocksDB would write nothing any more. So what a
 //! compaction would move is read before step 3. Windows in which something can't be read skip that step and stay in `sweeping`,
 //! and the sweep ends with an error when all else is done. When the damaged block was mended or removed, the next sweep frees
 //! their space.
-//!
-//! At last, small files are merged into larger ones, see `merge.rs`.
 //!
 //! A crash leaves `sweeping`, and the next sweep includes the windows that it names, by what is live then: a block that
 //! was put since is live, or its index row is removed before its own rows. Windows without live blocks always come
@@ -32,10 +30,9 @@
 //!
 //! Writers go on meanwhile: `sessions.rs` says why none of them loses anything.
 //!
-//! Memory: 40 bytes per window of 2 GiB and a bit per block, besides the live set.
+//! Memory: 40 bytes per window of 2 GiB, a bit per block, and 300 bytes for each table of the store, besides the live set.
 
 mod compaction;
-mod merge;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,8 +41,7 @@ use std::ops::Range;
 use rocksdb::{IteratorMode, WriteBatch};
 
 pub(super) use self::compaction::compact;
-use self::compaction::{Keys, Table, collect_garbage, is_whole, move_live, tables};
-use self::merge::Merging;
+use self::compaction::{Keys, collect_garbage, flush_blocks, is_whole, move_live};
 use self::windows::{Window, choose, decode, encode, length_of_pass, neighbours};
 use super::RocksStore;
 use super::errors::failed;
@@ -82,14 +78,9 @@ pub(super) fn sweep(
     step: &mut dyn FnMut(&Swept) -> Result<()>,
 ) -> Result<Swept> {
     let window_blocks = WINDOW_BYTES / u64::from(store.identity()?.block_size);
-    let swept = sweep_windows(store, session, live, options, window_blocks, step)?;
-    if !options.dry_run {
-        merge::merge(store, Merging::USUAL, &mut || step(&swept))?;
-    }
-    Ok(swept)
+    sweep_windows(store, session, live, options, window_blocks, step)
 }
 
-/// Sweeps without merging files.
 pub(super) fn sweep_windows(
     store: &RocksStore,
     session: Option<u64>,
@@ -236,8 +227,8 @@ impl Sweep<'_> {
             true => Err(Error::Store {
                 kind: ErrorKind::Corrupt,
                 doing: "give all space back",
-                message: "blocks that backups need are damaged, and what was stored beside them stays until they are stored again \
-                          or no longer needed; `vbk verify` tells which backups need them"
+                message: "blocks are damaged, and what was stored beside them stays until they are stored again or removed; `vbk verify` \
+                          tells which backups need them, and `vbk prune --max-unused 0` removes those that none needs"
                     .into(),
             }),
         }
@@ -261,15 +252,14 @@ impl Sweep<'_> {
         });
         let ranges: Vec<_> = groups.iter().map(|group| self.sequences(group)).collect();
         self.unlist(&ranges, step)?;
-        let tables = tables(&self.store.reader)?;
         for group in groups {
-            if self.sweep_group(&group, &tables, moves_live)? {
+            if self.sweep_group(&group, moves_live)? {
                 step(&self.swept)?;
                 continue;
             }
             let several = group.end - group.start > 1;
             for number in group {
-                self.damaged |= !several || !self.sweep_group(&(number..number + 1), &tables, moves_live)?;
+                self.damaged |= !several || !self.sweep_group(&(number..number + 1), moves_live)?;
                 step(&self.swept)?;
             }
         }
@@ -280,13 +270,23 @@ impl Sweep<'_> {
     }
 
     /// Step 3 for some adjacent windows. Does nothing and returns `false` if something is damaged that would be moved.
-    fn sweep_group(&mut self, group: &Range<u64>, tables: &[Table], moves_live: bool) -> Result<bool> {
+    fn sweep_group(&mut self, group: &Range<u64>, moves_live: bool) -> Result<bool> {
         let range = self.sequences(group);
         let unused = self.unused(&range);
-        if moves_live && !is_whole(&self.store.reader, tables, &keys(&range), &unused)? {
-            return Ok(false);
+        if moves_live {
+            flush_blocks(self.store)?;
+            if !is_whole(&self.store.reader, &keys(&range), &unused)? {
+                return Ok(false);
+            }
         }
-        self.remove(&unused)?;
+        {
+            // A table with these removals and with the pages of a running backup would reach from here to the end of the store, and
+            // a compaction takes whole tables.
+            let _no_puts = self.store.gate.write();
+            flush_blocks(self.store)?;
+            self.remove(&unused)?;
+            flush_blocks(self.store)?;
+        }
         move_live(self.store, &keys(&range))?;
         self.begun.retain(|number| !group.contains(number));
         self.note_begun()?;
@@ -309,13 +309,12 @@ impl Sweep<'_> {
         let mut batch = WriteBatch::default();
         match &ranges[..] {
             [] => batch.delete_cf(meta, SWEEPING),
-            ranges => {
-                batch.put_cf(meta, SWEEPING, encode(ranges));
-                batch.put_cf(meta, TIDYING, []);
-            }
+            ranges => batch.put_cf(meta, SWEEPING, encode(ranges)),
         }
         // A view that is published now leaves the old files out, which frees their space.
-        write_next(self.store, "remove blocks", batch)
+        let _one = self.store.barrier.lock();
+        self.store.next_generation(&mut batch)?;
+        self.store.write_logged("remove blocks", batch)
     }
 
     /// Step 2: removes the index rows of unused blocks, in sorted ranges of sequence numbers.
@@ -359,6 +358,7 @@ impl Sweep<'_> {
             *bytes += u64::from(located.stored_bytes);
         }
         sessions.removals += 1;
+        batch.put_cf(self.store.reader.family("meta"), TIDYING, []);
         self.store.write_logged("remove blocks", batch)
     }
 
@@ -472,13 +472,6 @@ impl Sweep<'_> {
         batch.delete_cf(meta, TIDYING);
         self.store.write_logged("give space back", batch)
     }
-}
-
-/// Writes a batch that comes with the next generation.
-fn write_next(store: &RocksStore, doing: &'static str, mut batch: WriteBatch) -> Result<()> {
-    let _one = store.barrier.lock();
-    store.next_generation(&mut batch)?;
-    store.write_logged(doing, batch)
 }
 
 /// Keys of the rows of a range of sequence numbers.

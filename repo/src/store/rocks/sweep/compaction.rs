@@ -15,38 +15,24 @@ use crate::error::{Error, ErrorKind, Result};
 /// Keys of `blocks`.
 pub(super) type Keys = RangeInclusive<[u8; 10]>;
 
-/// A table of `blocks`.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Table {
-    pub(super) keys: Keys,
-    pub(super) bytes: u64,
-}
-
-/// Returns the tables of `blocks`, in the order of their first keys. Takes 300 bytes for each table of the store meanwhile.
-pub(super) fn tables(reader: &RocksReader) -> Result<Vec<Table>> {
+/// Returns the keys of each table of `blocks`. Takes 300 bytes for each table of the store meanwhile.
+fn tables(reader: &RocksReader) -> Result<Vec<Keys>> {
     let files = reader.db.live_files().map_err(failed("list its files"))?;
-    let table = |file: LiveFile| {
-        let key = |key: Option<Vec<u8>>| <[u8; 10]>::try_from(key?).ok();
-        Some(Table {
-            keys: key(file.start_key)?..=key(file.end_key)?,
-            bytes: file.size as u64,
-        })
-    };
+    let key = |key: Option<Vec<u8>>| <[u8; 10]>::try_from(key?).ok();
+    let keys = |file: LiveFile| Some(key(file.start_key)?..=key(file.end_key)?);
     let blocks = files.into_iter().filter(|file| file.column_family_name == BLOCKS);
-    let mut tables: Vec<_> = blocks.filter_map(table).collect();
-    tables.sort_unstable_by_key(|table| *table.keys.start());
-    Ok(tables)
+    Ok(blocks.filter_map(keys).collect())
 }
 
 /// Returns the keys of all tables that a compaction of some keys rewrites: it rewrites whole tables.
-fn rewritten(tables: &[Table], keys: &Keys) -> Keys {
+fn rewritten(tables: &[Keys], keys: &Keys) -> Keys {
     let (mut first, mut last) = keys.clone().into_inner();
     loop {
         let before = (first, last);
-        let overlaps = |table: &&Table| *table.keys.start() <= before.1 && before.0 <= *table.keys.end();
+        let overlaps = |table: &&Keys| *table.start() <= before.1 && before.0 <= *table.end();
         for table in tables.iter().filter(overlaps) {
-            first = first.min(*table.keys.start());
-            last = last.max(*table.keys.end());
+            first = first.min(*table.start());
+            last = last.max(*table.end());
         }
         if (first, last) == before {
             return first..=last;
@@ -67,9 +53,9 @@ pub(super) fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
 }
 
 /// Returns whether all can be read that a compaction of some keys moves: those of the tables that it rewrites, `without` some
-/// sequence numbers. The compaction that follows finds most of it in the page cache.
-pub(super) fn is_whole(reader: &RocksReader, tables: &[Table], keys: &Keys, without: &[Range<u64>]) -> Result<bool> {
-    let (mut from, last) = rewritten(tables, keys).into_inner();
+/// sequence numbers. All of `blocks` is in tables. The compaction that follows finds most of it in the page cache.
+pub(super) fn is_whole(reader: &RocksReader, keys: &Keys, without: &[Range<u64>]) -> Result<bool> {
+    let (mut from, last) = rewritten(&tables(reader)?, keys).into_inner();
     for sequences in without {
         if !can_be_read(reader, &from, &part_key(sequences.start, 0))? {
             return Ok(false);
@@ -97,13 +83,16 @@ fn can_be_read(reader: &RocksReader, from: &[u8], end: &[u8]) -> Result<bool> {
     }
 }
 
+/// Writes the rows of `blocks` that are in memory to a table.
+pub(super) fn flush_blocks(store: &RocksStore) -> Result<()> {
+    let reader = &store.reader;
+    let flushed = reader.db.flush_cf_opt(reader.family(BLOCKS), &FlushOptions::default());
+    flushed.map_err(store.broken("give space back"))
+}
+
 /// Drops the removed rows in a range, and while [`collect_garbage`] is on moves the blobs of the others, which are whole.
 pub(super) fn move_live(store: &RocksStore, keys: &Keys) -> Result<()> {
     let reader = &store.reader;
-    reader
-        .db
-        .flush_cf_opt(reader.family(BLOCKS), &FlushOptions::default())
-        .map_err(store.broken("give space back"))?;
     let before = background_errors(reader)?;
     compact(reader, keys);
     // The compaction call itself reports neither a full disk nor a damaged file.
@@ -126,7 +115,8 @@ fn background_errors(reader: &RocksReader) -> Result<u64> {
 /// Merges away the removed rows in a range.
 pub(in super::super) fn compact(reader: &RocksReader, keys: &Keys) {
     let mut options = CompactOptions::default();
-    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    // Not plain `Force`, which moves once more what it has just moved to the last level.
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
     reader
         .db
         .compact_range_cf_opt(reader.family(BLOCKS), Some(keys.start()), Some(keys.end()), &options);

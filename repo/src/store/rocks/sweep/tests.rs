@@ -1,3 +1,4 @@
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -7,7 +8,7 @@ use crate::block::Hashing;
 use crate::codec::{Compression, Sealed, Sealer};
 use crate::store::{StoreReader, StoreWriter};
 
-pub(super) const WINDOW: u64 = 100;
+const WINDOW: u64 = 100;
 const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
@@ -34,7 +35,7 @@ fn filled(is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
 }
 
 /// The same with so many blocks in a file.
-pub(super) fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
+fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
     let fixture = Fixture::new();
     let blocks: Vec<_> = (0..5 * WINDOW as u32).map(block).collect();
     for some in blocks.chunks(blocks_in_file) {
@@ -56,7 +57,7 @@ fn blob_bytes(fixture: &Fixture) -> u64 {
 }
 
 /// Oldest first.
-pub(super) fn blob_files(fixture: &Fixture) -> Vec<PathBuf> {
+fn blob_files(fixture: &Fixture) -> Vec<PathBuf> {
     let files = std::fs::read_dir(fixture.directory.path().join("store")).expect("lists");
     let files = files.map(|file| file.expect("an entry").path());
     let mut files: Vec<_> = files
@@ -70,7 +71,7 @@ fn run(fixture: &Fixture, live: &Live, options: PruneOptions) -> Swept {
     sweep_windows(fixture.store(), None, live, options, WINDOW, &mut |_| Ok(())).expect("sweeps")
 }
 
-pub(super) fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
+fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
     for (place, block) in (0..).map(Place).zip(blocks) {
         let stored = fixture.store().get(&[wanted(block)]).remove(0);
         let is_live = live.has_block_at(place);
@@ -284,5 +285,46 @@ fn what_a_damaged_row_says_is_being_swept_costs_no_more_than_the_store_has() {
         assert_just_live(&fixture, &blocks, &live);
         let left = store.reader.db.get_cf(store.reader.family("meta"), SWEEPING);
         assert_eq!(left.expect("reads"), None);
+    }
+}
+
+#[test]
+fn damage_stops_no_sweep() {
+    let (fixture, blocks, live) = filled_by(1, |number| number % 2 == 0);
+    let files = blob_files(&fixture);
+    // The block in the 151st file is needed.
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&files[150]);
+    let (file, mut byte) = (file.expect("opens"), [0]);
+    let at = file.metadata().expect("is there").len() / 2;
+    file.read_exact_at(&mut byte, at).expect("reads");
+    file.write_all_at(&[!byte[0]], at).expect("writes");
+    let sweep = |live: &Live| sweep_windows(fixture.store(), None, live, ALL, WINDOW, &mut |_| Ok(()));
+    // The second window stays as it is, and so it does at the next prune.
+    for _ in 0..2 {
+        let swept = sweep(&live).expect_err("tells of the damage");
+        assert_eq!(swept.kind(), ErrorKind::Corrupt);
+        assert!(swept.to_string().contains("vbk verify"), "{swept}");
+        let (left, all) = (blob_bytes(&fixture), 500 * 20_000);
+        assert!(
+            (all * 59 / 100..all * 62 / 100).contains(&left),
+            "{left} bytes are left"
+        );
+    }
+    // The store can still be written to.
+    fixture.store().put(vec![blocks[1].clone()]).expect("puts");
+    fixture.store().flush().expect("flushes");
+    let needed = (0..)
+        .zip(&blocks)
+        .filter(|(number, _)| *number % 2 == 0 || *number == 1);
+    let needed = needed.filter(|(number, _)| *number != 150).map(|(_, block)| block);
+    let needed: Vec<_> = needed.collect();
+    // Without the damaged block the rest goes.
+    let ids: Vec<_> = needed.iter().map(|block| block.id).collect();
+    sweep(&Live::of(fixture.store(), &ids, &[]).expect("locates")).expect("sweeps");
+    let left = blob_bytes(&fixture);
+    assert!(left < 500 * 20_000 * 52 / 100, "{left} bytes are left");
+    for block in needed {
+        let stored = fixture.store().get(&[wanted(block)]).remove(0).expect("is there");
+        assert_eq!(stored.pages, block.pages);
     }
 }
