@@ -8,10 +8,13 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::*;
+use crate::backup::Image;
 use crate::block::{BlockSize, Hashing};
 use crate::codec::{Compression, Over, Sealer};
+use crate::error::Error;
 use crate::store::rocks::sweep::sweep_windows;
 use crate::store::{STORE_FORMAT, whole};
+use crate::tests::testing::{backup, mixed_bytes, store_image};
 
 /// Blocks that exist: few, so that backups share them.
 const BLOCKS: u8 = 24;
@@ -496,4 +499,31 @@ fn each_rule_is_needed() {
         assert_eq!(lost(None), None, "{rule:?}");
         assert!(lost(Some(rule)).is_some(), "nothing is lost without {rule:?}");
     }
+}
+
+#[test]
+fn a_session_that_removes_its_base_trusts_nothing_that_this_named() {
+    let world = World::new(&blocks(), None);
+    let record = |time, image: &Image| {
+        let backup = backup("a", time, vec![image.clone()]);
+        Record {
+            key: backup.spec(),
+            bytes: backup.encode(),
+        }
+    };
+    let plain = mixed_bytes(1, 3 << 16);
+    let image = store_image(&*world.store, "vda", &plain);
+    let first = record("2026-01-01T00-00-00Z", &image);
+    let root = world.store.nodes(&[image.manifest]).remove(0).expect("is there");
+    world.store.commit(&first).expect("commits");
+    let session = world.session();
+    session.builds_on(&first.key).expect("is there");
+    session.amend(std::slice::from_ref(&first.key), &[]).expect("removes");
+    let sweeper = world.session();
+    let live = Live::of(&*world.store, &[], &[]).expect("locates");
+    sweeper.retain(&live, ALL, &mut |_| Ok(())).expect("sweeps");
+    // As a writer does whose disk did not change.
+    session.put_nodes(vec![(image.manifest, root)]).expect("puts");
+    let again = session.commit(&record("2026-01-02T00-00-00Z", &image));
+    assert!(matches!(again, Err(Error::Missing { .. })), "{again:?}");
 }
