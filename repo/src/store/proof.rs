@@ -3,8 +3,7 @@
 //!
 //! It follows the heads of nodes, which need no key. A part of a disk that did not change since a backup that the writer names
 //! is known to be whole, and so are the blocks of a changed part that it named before, so the proof costs what changed, and not
-//! what the disk has. It shows that things are there and not that
-//! they are good: that is for [`crate::verify`].
+//! what the disk has. It shows that things are there and not that they are good: that is for [`crate::verify`].
 
 use std::collections::{HashMap, HashSet};
 

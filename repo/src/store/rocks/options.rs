@@ -42,8 +42,8 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
     // Twice as fast as buffered I/O for blobs, and the host's page cache is left unchanged.
     options.set_use_direct_io_for_flush_and_compaction(direct);
     let family = |name: &str| match name {
-        // With each flush, RocksDB would compare all files of this column family with the blob files that they name: two thirds of
-        // what a flush costs with 10,000 files. It compares them for each reader of a view, when it opens it.
+        // With each flush, RocksDB would compare all files of this column family with the blob files that they name: half of what
+        // a commit costs with 10,000 files. It compares them for each reader of a view, when it opens it.
         BLOCKS => with(family(name, &cache), "force_consistency_checks=false"),
         _ => family(name, &cache),
     };

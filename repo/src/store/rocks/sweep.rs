@@ -358,7 +358,9 @@ impl Sweep<'_> {
             *bytes += u64::from(located.stored_bytes);
         }
         sessions.removals += 1;
-        batch.put_cf(self.store.reader.family("meta"), TIDYING, []);
+        if !batch.is_empty() {
+            batch.put_cf(self.store.reader.family("meta"), TIDYING, []);
+        }
         self.store.write_logged("remove blocks", batch)
     }
 
