@@ -137,6 +137,11 @@ pub(super) fn sweep_windows(
         return Ok(sweep.swept);
     }
     let result = sweep.run(&windows, &chosen, step);
+    if matches!(result, Err(Error::Interrupted)) {
+        // No longer in the index, so the next sweep would count it nowhere, though it frees the space.
+        sweep.count_removed(0..u64::MAX);
+        let _interrupted = step(&sweep.swept);
+    }
     // Setting the option writes a file, which may fail even if everything else succeeds.
     let off = collect_garbage(store, false);
     result.and(off)?;
@@ -253,13 +258,13 @@ impl Sweep<'_> {
         let ranges: Vec<_> = groups.iter().map(|group| self.sequences(group)).collect();
         self.unlist(&ranges, step)?;
         for group in groups {
-            if self.sweep_group(&group, moves_live)? {
+            if self.sweep_group(&group, moves_live, step)? {
                 step(&self.swept)?;
                 continue;
             }
             let several = group.end - group.start > 1;
             for number in group {
-                self.damaged |= !several || !self.sweep_group(&(number..number + 1), moves_live)?;
+                self.damaged |= !several || !self.sweep_group(&(number..number + 1), moves_live, step)?;
                 step(&self.swept)?;
             }
         }
@@ -270,12 +275,17 @@ impl Sweep<'_> {
     }
 
     /// Step 3 for some adjacent windows. Does nothing and returns `false` if something is damaged that would be moved.
-    fn sweep_group(&mut self, group: &Range<u64>, moves_live: bool) -> Result<bool> {
+    fn sweep_group(
+        &mut self,
+        group: &Range<u64>,
+        moves_live: bool,
+        step: &mut dyn FnMut(&Swept) -> Result<()>,
+    ) -> Result<bool> {
         let range = self.sequences(group);
         let unused = self.unused(&range);
         if moves_live {
             flush_blocks(self.store)?;
-            if !is_whole(&self.store.reader, &keys(&range), &unused)? {
+            if !is_whole(&self.store.reader, &keys(&range), &unused, &mut || step(&self.swept))? {
                 return Ok(false);
             }
         }
@@ -290,11 +300,16 @@ impl Sweep<'_> {
         move_live(self.store, &keys(&range))?;
         self.begun.retain(|number| !group.contains(number));
         self.note_begun()?;
-        for (_, (blocks, bytes)) in self.unlisted.range(group.clone()) {
+        self.count_removed(group.clone());
+        Ok(true)
+    }
+
+    /// Counts what was removed from the index in some windows.
+    fn count_removed(&mut self, windows: Range<u64>) {
+        for (_, (blocks, bytes)) in self.unlisted.extract_if(windows, |_, _| true) {
             self.swept.removed_blocks += blocks;
             self.swept.removed_bytes += bytes;
         }
-        Ok(true)
     }
 
     fn sequences(&self, windows: &Range<u64>) -> Range<u64> {

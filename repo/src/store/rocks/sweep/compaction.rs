@@ -12,6 +12,9 @@ use super::super::reader::{RocksReader, scan};
 use super::super::rows::part_key;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Pages that are read between two steps.
+const STEP_PAGES: u64 = if cfg!(test) { 7 } else { 256 };
+
 /// Keys of `blocks`.
 pub(super) type Keys = RangeInclusive<[u8; 10]>;
 
@@ -53,25 +56,36 @@ pub(super) fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
 }
 
 /// Returns whether all can be read that a compaction of some keys moves: those of the tables that it rewrites, `without` some
-/// sequence numbers. All of `blocks` is in tables. The compaction that follows finds most of it in the page cache.
-pub(super) fn is_whole(reader: &RocksReader, keys: &Keys, without: &[Range<u64>]) -> Result<bool> {
+/// sequence numbers. All of `blocks` is in tables. The compaction that follows finds most of it in the page cache. Calls `step`
+/// between rows; its error ends the reading.
+pub(super) fn is_whole(
+    reader: &RocksReader,
+    keys: &Keys,
+    without: &[Range<u64>],
+    step: &mut dyn FnMut() -> Result<()>,
+) -> Result<bool> {
     let (mut from, last) = rewritten(&tables(reader)?, keys).into_inner();
     for sequences in without {
-        if !can_be_read(reader, &from, &part_key(sequences.start, 0))? {
+        if !can_be_read(reader, &from, &part_key(sequences.start, 0), step)? {
             return Ok(false);
         }
         from = part_key(sequences.end, 0);
     }
-    can_be_read(reader, &from, &[&last[..], &[0]].concat())
+    can_be_read(reader, &from, &[&last[..], &[0]].concat(), step)
 }
 
 /// Reads all rows from a key to another, with their checksums; `false` if one is damaged.
-fn can_be_read(reader: &RocksReader, from: &[u8], end: &[u8]) -> Result<bool> {
+fn can_be_read(reader: &RocksReader, from: &[u8], end: &[u8], step: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
     let mut options = scan();
     options.set_iterate_upper_bound(end);
     let mut rows = reader.db.raw_iterator_cf_opt(reader.family(BLOCKS), options);
     rows.seek(from);
+    let mut read = 0;
     while rows.valid() {
+        read += 1;
+        if read % STEP_PAGES == 0 {
+            step()?;
+        }
         rows.next();
     }
     match rows.status() {

@@ -126,9 +126,10 @@ fn a_sweep_that_ends_anywhere_goes_on_later() {
             break;
         }
         let (fixture, blocks, live) = filled(|n| n % 3 == 0);
-        let mut steps = 0;
-        let result = sweep_windows(fixture.store(), None, &live, ALL, WINDOW, &mut |_| {
+        let (mut steps, mut told) = (0, Swept::default());
+        let result = sweep_windows(fixture.store(), None, &live, ALL, WINDOW, &mut |swept| {
             steps += 1;
+            told = *swept;
             if steps > end_at {
                 Err(Error::Interrupted)
             } else {
@@ -138,7 +139,11 @@ fn a_sweep_that_ends_anywhere_goes_on_later() {
         assert_eq!(result.is_err(), steps > end_at);
         has_ended = result.is_ok();
         let copy = fixture.crashed_copy();
-        run(&copy, &live, ALL);
+        let rest = run(&copy, &live, ALL);
+        let unused = blocks.len() - blocks.len().div_ceil(3);
+        if result.is_err() {
+            assert_eq!(told.removed_blocks + rest.removed_blocks, unused as u64, "ended at {end_at}");
+        }
         assert_just_live(&copy, &blocks, &live);
         let left = blob_bytes(&copy);
         assert!(

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 /// Windows that are compacted together: the live blocks in them bound the free space that a sweep needs.
 const WINDOWS_AT_ONCE: u64 = 4;
-/// Live bytes that are moved at once, besides those that share files with them, and one window at least: this takes half a
-/// minute on a slow disk, and a sweep can't be interrupted meanwhile.
-const MOVED_BYTES: u64 = 2 << 30;
+/// Live bytes that are moved at once, besides those that share files with them, and one window at least. A sweep can't be
+/// interrupted while they are written, so this is how long a backup waits for it.
+const MOVED_BYTES: u64 = 1 << 30;
 
 /// Content of one window.
 #[derive(Debug, Clone, Copy, Default)]
