@@ -5,6 +5,7 @@
 //! store's write buffers, 32 MiB of its cache. Guests that are backed up at the same time share the store; with change
 //! hints each disk needs up to 12 MiB per TiB.
 
+pub mod age;
 pub mod backup;
 pub mod boot;
 pub mod disk;
@@ -17,6 +18,7 @@ pub mod observer;
 pub mod repair;
 pub mod restore;
 pub mod retention;
+pub mod size;
 pub mod snapshot;
 mod sys;
 pub mod text;

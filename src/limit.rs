@@ -25,7 +25,7 @@ use std::sync::Arc;
 use crate::disk::buffer::AlignedBuffer;
 use crate::disk::source::Source;
 use crate::error::Error;
-use crate::text;
+use crate::{size, text};
 
 pub use self::limiter::{GuestDisk, LimitOptions, Limiter, Reload};
 
@@ -109,7 +109,7 @@ impl FromStr for ReadLimit {
         let text = text.trim();
         let bad = || BadRate {
             text: text.to_owned(),
-            what: "read limit; write 60%, 200MB/s (1000s), 200MiB/s or 200M (1024s), or none",
+            what: "read limit; write 60%, 200MB/s (units of 1000), 200MiB/s or 200M (units of 1024), or none",
         };
         if text == "none" {
             return Ok(Self::Unlimited);
@@ -135,36 +135,15 @@ impl fmt::Display for ReadLimit {
     }
 }
 
-/// Parses a speed in bytes per second: `200MB/s` counts in 1000s, `200MiB/s` and `200M` in 1024s. `/s` may be omitted.
-/// Refuses zero, a number without a unit, which would seldom mean bytes, and `Mb`, which may mean bits.
+/// Parses a speed in bytes per second, see [`crate::size`]. Refuses zero, at which nothing would ever be read.
 pub fn parse_rate(text: &str) -> Result<u64, BadRate> {
-    let bad = || BadRate {
-        text: text.to_owned(),
-        what: "speed; write 200MB/s (1000s), 200MiB/s or 200M (1024s)",
-    };
-    let number_and_unit = text.trim();
-    let number_and_unit = number_and_unit.strip_suffix("/s").unwrap_or(number_and_unit);
-    let split = number_and_unit.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let (number, unit) = number_and_unit.split_at(split.unwrap_or(number_and_unit.len()));
-    let unit = unit.trim_start();
-    if matches!(unit, "Kb" | "Mb" | "Gb") {
-        return Err(bad());
-    }
-    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
-        "b" => 1,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        _ => return Err(bad()),
-    };
-    let number: f64 = number.parse().map_err(|_| bad())?;
-    // Above 2^53 a number of this type can't represent every integer, and no disk is that fast.
-    match number * factor as f64 {
-        rate if (1.0..9e15).contains(&rate) => Ok(rate.round() as u64),
-        _ => Err(bad()),
+    match size::parse_rate(text) {
+        // No disk is faster, and larger numbers are not exact as floating-point numbers.
+        Ok(rate @ 1..9_000_000_000_000_000) => Ok(rate),
+        _ => Err(BadRate {
+            text: text.to_owned(),
+            what: "speed; write 200MB/s (units of 1000), 200MiB/s or 200M (units of 1024)",
+        }),
     }
 }
 

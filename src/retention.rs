@@ -19,11 +19,12 @@
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fmt;
-use std::str::FromStr;
 
 use jiff::tz::TimeZone;
-use jiff::{Span, Timestamp, Zoned};
+use jiff::{Timestamp, Zoned};
 use vbk_repo::name::BackupTime;
+
+pub use crate::age::Age;
 
 /// Number of backups to keep, by rule. 0 means that a rule is not used; the default uses none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -333,112 +334,6 @@ fn count_down(rule: Rule, of: u32, backups: &[Candidate], from_newest: &[usize],
         } else {
             note.forget.push(Reason::NotNewest { rule, period });
         }
-    }
-}
-
-/// A length of time in the form that people type: `14d`, `2w`, `6m`, `1y`, `48h`, or several, e.g. `1y6m`; `m` is
-/// months.
-///
-/// All units but hours follow the calendar: a day leads to the same time on the previous day, be it 23 hours or 25, and
-/// a month before March 31 is the last day of February.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Age([u32; UNITS.len()]);
-
-/// Letter and name of each number in an [`Age`].
-const UNITS: [(char, &str); 5] = [
-    ('y', "years"),
-    ('m', "months"),
-    ('w', "weeks"),
-    ('d', "days"),
-    ('h', "hours"),
-];
-
-impl Age {
-    /// Returns the point in time this long before `now`; the earliest representable one if it lies before that.
-    pub fn before(&self, now: &Zoned) -> Timestamp {
-        let [years, months, weeks, days, hours] = self.0;
-        let span = || {
-            Span::new()
-                .try_years(years)?
-                .try_months(months)?
-                .try_weeks(weeks)?
-                .try_days(days)?
-                .try_hours(hours)
-        };
-        let before = span().and_then(|span| now.checked_sub(span));
-        before.map_or(Timestamp::MIN, |zoned| zoned.timestamp())
-    }
-
-    /// Parses numbers that are each followed by a unit; `unit_of` finds its index in [`UNITS`] from the word.
-    fn parse(text: &str, unit_of: impl Fn(&str) -> Option<usize>) -> Option<Self> {
-        let mut numbers = [0; UNITS.len()];
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (digits, after) = split(rest, |c| c.is_ascii_digit());
-            let (word, after) = split(after, |c| !c.is_ascii_digit());
-            let unit = unit_of(word)?;
-            let number = digits.parse::<u32>().ok().filter(|&number| number > 0)?;
-            if std::mem::replace(&mut numbers[unit], number) > 0 {
-                return None;
-            }
-            rest = after;
-        }
-        (!text.is_empty()).then_some(Self(numbers))
-    }
-
-    /// Guesses what the user meant by e.g. `14`, `14 days`, `2 Weeks` or `1 year, 6 months`.
-    fn guess(text: &str) -> Option<Self> {
-        let days = format!("{text}d");
-        let text = if text.parse::<u32>().is_ok() { &days } else { text };
-        Self::parse(text.trim(), |word| {
-            let word = word.replace([' ', ','], "").to_ascii_lowercase();
-            // No unit's name begins with "min", so minutes are not mistaken for months.
-            let begins = |(_, name): &(char, &str)| !word.is_empty() && name.starts_with(&word);
-            UNITS.iter().position(begins)
-        })
-    }
-}
-
-fn split(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
-    text.split_at(text.find(|c| !belongs(c)).unwrap_or(text.len()))
-}
-
-impl FromStr for Age {
-    type Err = BadAge;
-
-    fn from_str(text: &str) -> Result<Self, BadAge> {
-        let letter = |word: &str| UNITS.iter().position(|(letter, _)| word.chars().eq([*letter]));
-        Self::parse(text, letter).ok_or_else(|| BadAge {
-            given: text.to_owned(),
-            meant: Self::guess(text),
-        })
-    }
-}
-
-impl fmt::Display for Age {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let numbers = self.0.iter().zip(UNITS).filter(|(number, _)| **number > 0);
-        let text: String = numbers
-            .map(|(number, (letter, _))| format!("{number}{letter}"))
-            .collect();
-        f.pad(&text)
-    }
-}
-
-/// Text that can't be parsed as a length of time.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not a length of time; {}", hint(*meant))]
-pub struct BadAge {
-    /// The given text.
-    pub given: String,
-    /// The probable meaning.
-    pub meant: Option<Age>,
-}
-
-fn hint(meant: Option<Age>) -> String {
-    match meant {
-        Some(age) => format!("nearest: {age}"),
-        None => "write hours, days, weeks, months or years, e.g. 48h, 14d, 2w, 6m, 1y or 1y6m".to_owned(),
     }
 }
 

@@ -26,6 +26,9 @@ use self::settings::Section;
 /// Path of the configuration if no other is named.
 pub const DEFAULT_PATH: &str = "/etc/vbk/config.toml";
 
+/// Name of a single disk for which none is given, which is also the name of a guest's first virtio disk.
+pub const ONLY_DISK: &str = "vda";
+
 /// Content of the file.
 #[derive(Debug, Default)]
 pub struct Config {

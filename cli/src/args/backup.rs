@@ -66,7 +66,7 @@ pub struct BackupArgs {
     #[arg(long, conflicts_with = "all")]
     pub raw: bool,
 
-    /// Refuse to start when less than this is free on the repository's file system, e.g. 5% or 20G
+    /// Refuse to start when less than this is free on the repository's file system, e.g. 5%, 20G or 20GB
     /// [default: 5%, but at most 8G]
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_reserve)]
     pub reserve: Option<Reserve>,
@@ -79,7 +79,7 @@ pub struct BackupArgs {
     #[arg(long)]
     pub no_wait: bool,
 
-    /// Stop after this time, e.g. 6h or 90m; the next run does not store again what was stored by then
+    /// Stop after this time, e.g. 6h or 90min; the next run does not store again what was stored by then
     #[arg(long, value_name = "TIME", value_parser = parse::parse_duration)]
     pub time_limit: Option<Duration>,
 

@@ -1,12 +1,13 @@
 //! The arguments of `vbk boot` and `vbk rehearse`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vbk::retention::Age;
 use vbk_repo::catalogue::BackupSpec;
 
-use crate::args::parse::parse_size;
+use crate::args::parse::{parse_minutes, parse_seconds, parse_size};
 
 /// The virtual machine.
 #[derive(Debug, Args)]
@@ -116,9 +117,9 @@ pub struct BootArgs {
     #[arg(long, short, requires = "restore")]
     pub force: bool,
 
-    /// Time that the guest has to power off after Ctrl-C, in seconds; then it is killed
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub grace: u64,
+    /// Time that the guest has to power off after Ctrl-C, e.g. 90s or 2min; then it is killed. A plain number is seconds
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_seconds)]
+    pub grace: Duration,
 }
 
 const BOOT_HELP: &str = "\
@@ -137,14 +138,7 @@ it can be started from the target. If anything fails before that, vbk prints the
 command that finishes it: vbk restore BACKUP TARGET --changes FILE.
 
 Needs the packages qemu-system-x86 and, for UEFI, ovmf. Where vbk is root, each
-QEMU runs as a user of its own, with the group of /dev/kvm (--qemu-user).
-
-Examples:
-  vbk boot web1@latest
-  vbk boot web1@latest --restore /dev/vg0/web1
-  vbk boot db1@latest --restore vda=/dev/vg0/root --restore vdb=/dev/vg0/data
-  vbk boot web1@2026-11-20 --memory 2G --vnc 1
-  vbk boot web1@latest --save /srv/web1.changes";
+QEMU runs as a user of its own, with the group of /dev/kvm (--qemu-user).";
 
 /// Arguments of `vbk rehearse`.
 #[derive(Debug, Args)]
@@ -163,9 +157,9 @@ pub struct RehearseArgs {
     #[arg(long, value_name = "REGEX")]
     pub expect: Option<String>,
 
-    /// Time limit of the boot in minutes [default: 10, without KVM 30]
-    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
-    pub timeout: Option<u64>,
+    /// Time limit of the boot, e.g. 15min; a plain number is minutes [default: 10min, without KVM 30min]
+    #[arg(long, value_name = "TIME", value_parser = parse_minutes)]
+    pub timeout: Option<Duration>,
 
     /// Add the result to this file of metrics for Prometheus [default: that of the configuration, if it names one]
     #[arg(long, value_name = "FILE")]
@@ -186,9 +180,4 @@ The result is noted in the repository: `vbk list` and `vbk show` then say
 \"proven bootable 2026-11-20\". The console and the screen of a guest's last
 rehearsal are kept in /var/lib/vbk-rehearsals, as GUEST.log and GUEST.png.
 
-Needs the packages qemu-system-x86 and, for UEFI, ovmf.
-
-Examples:
-  vbk rehearse web1@latest
-  vbk rehearse web1@latest --expect 'nginx: ready'
-  vbk rehearse --rotate 30d";
+Needs the packages qemu-system-x86 and, for UEFI, ovmf.";

@@ -85,7 +85,7 @@ pub struct KeepArgs {
     /// One a year, for the last N years that have one
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub keep_yearly: u32,
-    /// All that are not older than this, e.g. 14d, 2w, 6m, 1y or 48h
+    /// All that are not older than this, e.g. 14d, 2w, 6mo, 1y or 48h
     #[arg(long, value_name = "AGE")]
     pub keep_within: Option<Age>,
 }

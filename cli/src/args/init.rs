@@ -16,7 +16,7 @@ pub struct InitArgs {
     #[arg(value_name = "DIR")]
     pub path: Option<PathBuf>,
 
-    /// Block size: a power of two from 64K to 16M. Fixed for the life of the repository
+    /// Block size: a power of two from 64K to 16M; a plain number is bytes. Fixed for the life of the repository
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse::parse_block_size)]
     pub block_size: BlockSize,
 

@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vbk::age::Age;
 use vbk::hints::ChangeHints;
 use vbk::limit::{ReadLimit, parse_rate};
+use vbk::size;
 use vbk::snapshot::{SnapshotOptions, SnapshotSize};
 use vbk_remote::address::{DEFAULT_PORT, VbkAddress};
 use vbk_remote::client::{Bandwidth, BandwidthRule};
@@ -19,27 +21,20 @@ use super::DiskArg;
 /// The least bandwidth: a message may have 64 KiB pieces, and a connection of which nothing is heard for a minute counts as dead.
 const MIN_BANDWIDTH: u64 = 64 << 10;
 
+/// Parses a block size. Alone of all sizes it may lack a unit: other programs take block sizes in bytes, and the limits of this
+/// one show a mistake.
 pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
-    BlockSize::new(parse_size(text)?).map_err(|error| error.to_string())
+    let bytes = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => text.parse().ok(),
+        false => size::parse_size(text).ok(),
+    };
+    let bytes = bytes.ok_or("write a block size, e.g. 64K, 1M or 1048576")?;
+    BlockSize::new(bytes).map_err(|error| error.to_string())
 }
 
-/// Parses a size in bytes, with a unit or without.
+/// Parses a size in bytes: see [`vbk::size`].
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || "write a size, e.g. 64K, 1M or 1048576".to_owned();
-    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
-        Some(place) => text.split_at(place),
-        None => (text, ""),
-    };
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        _ => return Err(bad()),
-    };
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    Ok(number.saturating_mul(factor))
+    size::parse_size(text).map_err(|error| error.to_string())
 }
 
 /// Parses a size, or `off` for 0.
@@ -115,38 +110,59 @@ pub fn parse_host(text: &str) -> Result<(String, Option<u16>), String> {
     }
 }
 
-/// Parses `6h`, `90m`, `30s`, `2d`, `2w` or `1h30m`.
+/// Parses a time limit or a delay, e.g. `6h`, `90min` or `90m`: see [`vbk::age`].
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || "write a time, e.g. 6h, 90m, 30d or 1h30m".to_owned();
-    let mut seconds = 0_u64;
-    let mut rest = text;
-    // Each unit at most once, the largest first.
-    for (unit, factor) in [('w', 604_800), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)] {
-        let Some((number, after)) = rest.split_once(unit) else {
-            continue;
-        };
-        // parse() would accept a sign.
-        if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(bad());
-        }
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        seconds = number
-            .checked_mul(factor)
-            .and_then(|part| seconds.checked_add(part))
-            .ok_or_else(bad)?;
-        rest = after;
-    }
-    if !rest.is_empty() || seconds == 0 {
-        return Err(bad());
-    }
-    Ok(Duration::from_secs(seconds))
+    Age::parse_limit(text)
+        .map(|age| age.duration())
+        .map_err(|error| error.to_string())
 }
 
 /// The same, and `0` for no time.
 pub fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {
+    or_zero(text, parse_duration)
+}
+
+/// Parses an age or an interval, e.g. `30d` or `6mo`, in which a month has 30 days.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .map(|age: Age| age.duration())
+        .map_err(|error| error.to_string())
+}
+
+/// The same, and `0` for none.
+pub fn parse_age_or_zero(text: &str) -> Result<Duration, String> {
+    or_zero(text, parse_age)
+}
+
+fn or_zero(text: &str, parse: fn(&str) -> Result<Duration, String>) -> Result<Duration, String> {
     match text {
         "0" => Ok(Duration::ZERO),
-        text => parse_duration(text).map_err(|error| format!("{error}, or 0")),
+        text => parse(text).map_err(|error| format!("{error}, or 0")),
+    }
+}
+
+/// Parses a time limit from a second to a day, of which a plain number is minutes.
+pub fn parse_minutes(text: &str) -> Result<Duration, String> {
+    with_usual_unit(text, "min", 24 * 3600)
+}
+
+/// Parses a time limit up to a day, of which a plain number is seconds.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" => Ok(Duration::ZERO),
+        text => with_usual_unit(text, "s", 24 * 3600),
+    }
+}
+
+fn with_usual_unit(text: &str, unit: &str, most_secs: u64) -> Result<Duration, String> {
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let time = match is_plain {
+        true => parse_duration(&format!("{text}{unit}"))?,
+        false => parse_duration(text)?,
+    };
+    match time.as_secs() <= most_secs {
+        true => Ok(time),
+        false => Err(format!("{text} is more than a day")),
     }
 }
 
@@ -171,8 +187,9 @@ pub fn parse_moment(text: &str) -> Result<Moment, String> {
     if matches!(written.len(), 4 | 7 | 10 | 13 | 16 | 19 | 20) && written.chars().zip(TIME.chars()).all(fits) {
         return Ok(Moment::At(written));
     }
-    match parse_duration(text) {
-        Ok(duration) => Ok(Moment::Ago(duration)),
+    match text.parse::<Age>() {
+        Ok(age) => Ok(Moment::Ago(age.duration())),
+        Err(error) if error.is_ambiguous() => Err(error.to_string()),
         Err(_) => Err("write a time, e.g. 30d (ago), 2026-11-20 or 2026-11-20T05:54".into()),
     }
 }
@@ -215,7 +232,7 @@ pub fn parse_read_limit(text: &str) -> Result<ReadLimit, String> {
 pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, String> {
     let size = match text.ends_with('%') {
         true => SnapshotSize::Share(parse_percent(text)?),
-        false => SnapshotSize::Bytes(parse_size(text).map_err(|_| "write a size, e.g. 20% or 10G".to_owned())?),
+        false => SnapshotSize::Bytes(parse_size(text).map_err(|error| format!("{error}, or 20%"))?),
     };
     match size {
         SnapshotSize::Bytes(0) => Err("a snapshot needs space; write its size, e.g. 20% or 10G".into()),
@@ -303,7 +320,7 @@ mod tests {
             assert_eq!(parse_block_size(text).map(BlockSize::bytes), Ok(bytes));
         }
         assert!(parse_block_size("100000").is_err_and(|text| text.contains("131072")));
-        for bad in ["", "M", "1G", "1X", "1.5M", "-1"] {
+        for bad in ["", "M", "1G", "1X", "1.5M", "-1", "1MB"] {
             assert!(parse_block_size(bad).is_err(), "{bad}");
         }
     }
@@ -338,34 +355,54 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_parsed_with_units() {
-        for (text, seconds) in [
+    fn times_and_ages_have_one_grammar() {
+        let seconds = |text: &str| {
+            let all = [parse_duration, parse_duration_or_zero, parse_age, parse_age_or_zero];
+            all.map(|parse| parse(text).map(|time| time.as_secs()).ok())
+        };
+        for (text, expected) in [
             ("30s", 30),
-            ("90m", 5400),
-            ("6h", 21_600),
+            ("6hours", 21_600),
             ("1h30m", 5400),
-            ("2d", 172_800),
-            ("0h5s", 5),
+            ("1h 30min", 5400),
+            ("7 days", 604_800),
+            ("2w", 1_209_600),
+            ("6mo", 15_552_000),
+            ("1y", 31_536_000),
         ] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(seconds(text), [Some(expected); 4], "{text}");
         }
-        for bad in [
-            "",
-            "6",
-            "h",
-            "0s",
-            "-1h",
-            "+1h",
-            "6 h",
-            "30m1h",
-            "1h1h",
-            "1.5h",
-            "6hours",
-            "99999999999999999999s",
-            "9999999999999999999d",
-        ] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
+        // Only a time limit is never meant in months.
+        assert_eq!(seconds("90m"), [Some(5400), Some(5400), None, None]);
+        assert!(parse_age("90m").is_err_and(|text| text.contains("write 90mo or 90min")));
+        assert_eq!(seconds("0"), [None, Some(0), None, Some(0)]);
+        for bad in ["", "6", "h", "0s", "-1h", "30m1h", "1.5h", "99999999999999999999s"] {
+            assert_eq!(seconds(bad), [None; 4], "{bad}");
         }
+    }
+
+    #[test]
+    fn a_plain_number_of_minutes_or_seconds_stays_one() {
+        let secs = |result: Result<Duration, String>| result.map(|time| time.as_secs());
+        assert_eq!(secs(parse_minutes("10")), Ok(600));
+        assert_eq!(secs(parse_minutes("90s")), Ok(90));
+        assert_eq!(secs(parse_minutes("1h")), Ok(3600));
+        assert_eq!(secs(parse_seconds("60")), Ok(60));
+        assert_eq!(secs(parse_seconds("0")), Ok(0));
+        assert_eq!(secs(parse_seconds("2min")), Ok(120));
+        for bad in ["", "0", "1441", "25h", "2d", "ten"] {
+            assert!(parse_minutes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_reserve_needs_a_unit() {
+        assert_eq!(parse_reserve("20GB"), Ok(Reserve::Bytes(20_000_000_000)));
+        assert_eq!(parse_reserve("20G"), Ok(Reserve::Bytes(20 << 30)));
+        assert_eq!(parse_reserve("5%"), Ok(Reserve::Share(0.05)));
+        assert_eq!(parse_reserve("0"), Ok(Reserve::Bytes(0)));
+        assert!(parse_reserve("20").is_err_and(|text| text.contains("20G or 20M, or 20B for bytes")));
+        assert_eq!(parse_size_or_off("off"), Ok(0));
     }
 
     #[test]
@@ -389,6 +426,7 @@ mod tests {
         ] {
             assert!(parse_moment(bad).is_err(), "{bad}");
         }
+        assert!(parse_moment("6m").is_err_and(|text| text.contains("6mo or 6min")));
     }
 
     #[test]
@@ -403,23 +441,11 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_size_or_duration_of_zero_is_refused() {
+    fn a_snapshot_size_of_zero_is_refused() {
         assert_eq!(parse_snapshot_size("20%"), Ok(SnapshotSize::Share(0.2)));
         assert_eq!(parse_snapshot_size("10G"), Ok(SnapshotSize::Bytes(10 << 30)));
         for bad in ["0", "0%", "", "120%", "much"] {
             assert!(parse_snapshot_size(bad).is_err(), "{bad}");
-        }
-        for (text, seconds) in [
-            ("90s", 90),
-            ("15m", 900),
-            ("6h", 21_600),
-            ("30d", 2_592_000),
-            ("2w", 1_209_600),
-        ] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for bad in ["", "s", "0s", "5", "5\u{b5}", "1.5h", "-1s"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 

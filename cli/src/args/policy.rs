@@ -17,10 +17,10 @@ an ssh login. It runs on the server and counts from the next connection on.";
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
     /// Time for which a backup that a client forgot can be brought back (`vbk unforget`), whoever prunes; 0 for not at all
-    #[arg(long, value_name = "TIME", value_parser = parse::parse_duration_or_zero)]
+    #[arg(long, value_name = "TIME", value_parser = parse::parse_age_or_zero)]
     pub bin: Option<Duration>,
 
     /// Age before which no client may forget a backup, counted from its arrival by the server's clock; 0 for none
-    #[arg(long, value_name = "TIME", value_parser = parse::parse_duration_or_zero)]
+    #[arg(long, value_name = "TIME", value_parser = parse::parse_age_or_zero)]
     pub min_age: Option<Duration>,
 }

@@ -71,7 +71,7 @@ impl ImageServer {
         ];
         let mut arguments: Vec<OsString> = arguments.map(OsStr::to_owned).into();
         arguments.extend_from_slice(options.way);
-        let limit = options.scratch_bytes.map(|size| format!("--scratch-size={size}"));
+        let limit = options.scratch_bytes.map(|size| format!("--scratch-size={size}B"));
         arguments.extend(limit.map(OsString::from));
         let save = options.save.map(std::path::absolute).transpose().map_err(failed())?;
         if let Some(path) = &save {

@@ -163,7 +163,7 @@ fn attend(
     guest: &mut Running,
     signals: &mut Signals,
     mut behind: Option<&mut BehindRestore>,
-    grace_s: u64,
+    grace: Duration,
 ) -> Result<bool> {
     let mut keyboard = Keyboard::open();
     let mut asked: Option<Instant> = None;
@@ -175,14 +175,15 @@ fn attend(
             asked = Some(Instant::now());
             context.say("");
             context.say(format_args!(
-                "the guest was asked to power off; it is killed in {grace_s} s, or at once with Ctrl-C"
+                "the guest was asked to power off; it is killed in {} s, or at once with Ctrl-C",
+                grace.as_secs()
             ));
             // A guest that has just ended has no button.
             if let Err(error) = guest.press_power_button() {
                 tracing::debug!("the power button: {error}");
             }
         }
-        let is_late = asked.is_some_and(|at| at.elapsed() >= Duration::from_secs(grace_s));
+        let is_late = asked.is_some_and(|at| at.elapsed() >= grace);
         if is_late || signalled && !is_first {
             tracing::warn!("the guest did not power off, and was killed: its disks are as after a power cut");
             return Ok(false);

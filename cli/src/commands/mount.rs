@@ -346,7 +346,7 @@ fn server_arguments(args: &MountArgs, repository: &Repository, plan: &FilesPlan,
     arguments.extend(plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}"))));
     arguments.extend(
         args.scratch_size
-            .map(|size| OsString::from(format!("--scratch-size={size}"))),
+            .map(|size| OsString::from(format!("--scratch-size={size}B"))),
     );
     if args.writable {
         arguments.push("--writable".into());

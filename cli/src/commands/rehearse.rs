@@ -198,7 +198,7 @@ fn unstarted(context: &Context<'_>, args: &RehearseArgs, entry: &Entry, cancel: 
 fn rehearse(mut booted: crate::booting::Booted, args: &RehearseArgs, cancel: &AtomicBool) -> Result<Rehearsal> {
     let guest = &mut booted.guest;
     let limit = match (args.timeout, guest.accelerator) {
-        (Some(minutes), _) => Duration::from_secs(minutes * 60),
+        (Some(limit), _) => limit,
         (None, Accelerator::Kvm) => LIMIT_WITH_KVM,
         (None, Accelerator::Tcg) => LIMIT_WITHOUT_KVM,
     };

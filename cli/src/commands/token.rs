@@ -294,12 +294,12 @@ fn authorized_keys_line(directory: &Path, args: &TokenAddArgs, key: &str) -> Res
         command.push_str(&quoted(pattern));
     }
     let quota = [
-        ("--bytes-per-day", args.quota.bytes_per_day),
-        ("--backups-per-day", args.quota.backups_per_day),
+        ("--bytes-per-day", args.quota.bytes_per_day, "B"),
+        ("--backups-per-day", args.quota.backups_per_day, ""),
     ];
-    for (option, number) in quota {
+    for (option, number, unit) in quota {
         if let Some(number) = number {
-            command.push_str(&format!(" {option} {number}"));
+            command.push_str(&format!(" {option} {number}{unit}"));
         }
     }
     command.push_str(" -- ");

@@ -230,13 +230,13 @@ impl Reader<'_> {
     }
 
     fn number(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<u32> {
-        let number = match value.get_ref() {
-            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
-            _ => None,
-        };
-        match number {
-            Some(number) => Some(number),
-            None => self.wrong_for(key, value, "write a whole number, without quotes"),
+        match value.get_ref() {
+            DeValue::Integer(number) => match u32::from_str_radix(number.as_str(), number.radix()) {
+                Ok(number) => Some(number),
+                Err(_) => self.wrong_for(key, value, &format!("write a whole number from 0 to {}", u32::MAX)),
+            },
+            DeValue::String(_) => self.wrong_for(key, value, "write a whole number, without quotes"),
+            _ => self.wrong_for(key, value, "write a whole number"),
         }
     }
 

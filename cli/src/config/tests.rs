@@ -239,7 +239,8 @@ fn every_mistake_is_reported_with_its_line() {
         ),
         ("repository = 7", "f:1: repository: write a text in quotes"),
         ("jobs = '2'", "f:1: jobs: write a whole number, without quotes"),
-        ("jobs = -1", "f:1: jobs: write a whole number, without quotes"),
+        ("jobs = -1", "f:1: jobs: write a whole number from 0 to 4294967295"),
+        ("jobs = 1.5", "f:1: jobs: write a whole number"),
         ("jobs = 0", "f:1: jobs: write a number from 1 to 64"),
         (
             "jobs = 2\n[defaults]\njobs = 2",
@@ -254,15 +255,15 @@ fn every_mistake_is_reported_with_its_line() {
         ),
         (
             "[defaults]\nread-limit = 'fast'",
-            "f:2: read-limit: \"fast\" is not a read limit; write 60%, 200MB/s (1000s), 200MiB/s or 200M (1024s), or none",
+            "f:2: read-limit: \"fast\" is not a read limit; write 60%, 200MB/s (units of 1000), 200MiB/s or 200M (units of 1024), or none",
         ),
         (
             "[defaults]\ndevice-speed = '60%'",
-            "f:2: device-speed: \"60%\" is not a speed; write 200MB/s (1000s), 200MiB/s or 200M (1024s)",
+            "f:2: device-speed: \"60%\" is not a speed; write 200MB/s (units of 1000), 200MiB/s or 200M (units of 1024)",
         ),
         (
             "[defaults]\nsnapshot-size = 'x'",
-            "f:2: snapshot-size: write a size, e.g. 20% or 10G",
+            "f:2: snapshot-size: \"x\" is not a size; write e.g. 10G or 10GiB (units of 1024), or 10GB (units of 1000), or 20%",
         ),
         (
             "[defaults]\nextend = '95%'",
@@ -274,7 +275,7 @@ fn every_mistake_is_reported_with_its_line() {
         ),
         (
             "[defaults]\nfull-read-every = '30'",
-            "f:2: full-read-every: write a time, e.g. 6h, 90m, 30d or 1h30m",
+            "f:2: full-read-every: \"30\" has no unit; write e.g. 90min, 6h, 14d, 2w, 6mo or 1y",
         ),
         (
             "[defaults]\ncompression = 20",
@@ -304,8 +305,21 @@ fn every_mistake_is_reported_with_its_line() {
         ),
         (
             "[defaults]\nkeep = { within = '14' }",
-            "f:2: within: \"14\" is not a length of time; nearest: 14d",
+            "f:2: within: \"14\" has no unit; write e.g. 90min, 6h, 14d, 2w, 6mo or 1y",
         ),
+        (
+            "[defaults]\nkeep = { within = '6m' }",
+            "f:2: within: \"6m\" could be months or minutes; write 6mo or 6min",
+        ),
+        (
+            "[defaults]\nkeep = { daily = -1 }",
+            "f:2: daily: write a whole number from 0 to 4294967295",
+        ),
+        (
+            "cache = '20'",
+            "f:1: cache: 20 has no unit; write e.g. 20G or 20M, or 20B for bytes, or off",
+        ),
+        ("[guests.web1]", "f:1: unknown key guests; nearest known key: guest"),
         (
             "[guest.web1]\ndisks = {}",
             "f:2: disks: name at least one disk, e.g. { vda = \"/dev/vg0/web1\" }",
@@ -340,6 +354,18 @@ fn every_mistake_is_reported_with_its_line() {
         let error = &errors(text)[0];
         assert!(error.starts_with("f:2: ") && !error.contains('\n'), "{error}");
     }
+}
+
+#[test]
+fn a_single_disk_needs_no_name() {
+    let config = parse("[guest.web2]\ndisks = '/srv/web2.img'");
+    let vda = DiskName::new("vda").expect("a name");
+    assert_eq!(
+        config.guest(&guest("web2")).disks,
+        Some(vec![(vda, "/srv/web2.img".into())])
+    );
+    let error = &errors("[guest.web2]\ndisks = 'web2.img'")[0];
+    assert_eq!(error, "f:2: disks: write an absolute path instead of \"web2.img\"");
 }
 
 #[test]

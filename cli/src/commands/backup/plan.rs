@@ -1,6 +1,7 @@
 //! Plans the backups of a run: the command line decides first, then the configuration, then libvirt and tags.
 
-use std::os::unix::fs::FileTypeExt;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,13 +20,11 @@ use vbk_repo::name::{DiskName, GuestName};
 
 use super::attached;
 use crate::args::{BackupArgs, DiskArg};
-use crate::config::{GuestAgent, GuestSettings};
+use crate::config::{GuestAgent, GuestSettings, ONLY_DISK};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Result};
 use crate::machine::host;
 
-/// Name of a single disk without a name, which is also the name of a guest's first virtio disk.
-const ONLY_DISK: &str = "vda";
 /// Returns the read limit of a disk for which none is set. `is_named`: the disk is named on the command line.
 pub fn usual_limit(is_named: bool, disk: &Path) -> ReadLimit {
     match is_named && disk.is_file() {
@@ -101,13 +100,13 @@ impl Common<'_> {
     /// Plans a guest whose disks are named on the command line.
     fn named(&self, guest: &GuestName, disks: &[DiskArg]) -> Result<Job> {
         let mut named = name_disks(disks)?;
-        let mut size_bytes = 0;
+        let mut sizes = Vec::new();
         for (_, path) in &mut named {
             // The path is recorded for people who look for it in a year. Links stay: their names say more.
             *path = std::path::absolute(&path)
                 .map_err(Error::io(format!("find the absolute path of {}", path.display())))?;
             // Before the wait for another writer, so that a wrong path is reported at once.
-            size_bytes += Source::open(path)?.size_bytes();
+            sizes.push(Source::open(path)?.size_bytes());
         }
         let settings = self.context.config()?.guest(guest);
         if !(self.args.raw || settings.raw) {
@@ -116,6 +115,8 @@ impl Common<'_> {
                 check_raw(path)?;
             }
         }
+        let sized = named.iter().zip(&sizes);
+        let notes = doubts(sized.map(|((name, path), bytes)| (name, &**path, Some(*bytes))));
         let speed = settings.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured));
         let limit = |path: &Path| settings.read_limit.unwrap_or_else(|| usual_limit(true, path));
         let disks = named
@@ -125,8 +126,8 @@ impl Common<'_> {
         Ok(Job {
             guest: guest.clone(),
             plan: Ok(plan),
-            size_bytes,
-            notes: Vec::new(),
+            size_bytes: sizes.iter().sum(),
+            notes,
         })
     }
 
@@ -153,6 +154,8 @@ impl Common<'_> {
         let mut notes = found.notes.clone();
         let missing = found.left_out.iter().filter(|disk| !disk.is_meant);
         notes.extend(missing.map(|disk| format!("disk {} is not backed up: it {}", disk.name, disk.why)));
+        let disks = found.disks.iter();
+        notes.extend(doubts(disks.map(|disk| (&disk.name, &*disk.path, disk.size_bytes))));
         Job {
             size_bytes: found.disks.iter().filter_map(|disk| disk.size_bytes).sum(),
             plan: self.plan_of(&found, &mut notes),
@@ -268,6 +271,47 @@ impl Common<'_> {
                 false => vbk::limit::pressure::Backoff::Off,
             },
             ..self.limits.clone()
+        }
+    }
+}
+
+/// Describes disks that are probably not those that were meant: one that is given twice, and empty ones.
+fn doubts<'a>(disks: impl Iterator<Item = (&'a DiskName, &'a Path, Option<u64>)>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut known = Vec::<(Identity, &DiskName)>::new();
+    for (name, path, size_bytes) in disks {
+        if size_bytes == Some(0) {
+            notes.push(format!(
+                "disk {name} is empty (0 bytes): is {} the right file?",
+                path.display()
+            ));
+        }
+        let Some(identity) = std::fs::metadata(path).ok().map(|data| Identity::of(&data)) else {
+            continue;
+        };
+        match known.iter().find(|(one, _)| *one == identity) {
+            Some((_, other)) => notes.push(format!("disks {other} and {name} are the same: {}", path.display())),
+            None => known.push((identity, name)),
+        }
+    }
+    notes
+}
+
+/// Identity of a disk, whatever its path: of a device or of a file.
+#[derive(PartialEq, Eq)]
+enum Identity {
+    Device(u64),
+    File { device: u64, inode: u64 },
+}
+
+impl Identity {
+    fn of(data: &Metadata) -> Self {
+        match data.file_type().is_block_device() {
+            true => Self::Device(data.rdev()),
+            false => Self::File {
+                device: data.dev(),
+                inode: data.ino(),
+            },
         }
     }
 }

@@ -12,7 +12,7 @@ use vbk_repo::name::DiskName;
 use super::{Reader, Value};
 use crate::args::parse;
 use crate::config::settings::Section;
-use crate::config::{GuestAgent, Keep};
+use crate::config::{GuestAgent, Keep, ONLY_DISK};
 
 /// Rules of `keep`.
 pub(super) const KEEP: &[&str] = &["last", "hourly", "daily", "weekly", "monthly", "yearly", "within"];
@@ -39,7 +39,7 @@ impl Reader<'_> {
                     _ => Err("write \"off\" or \"auto\"".to_owned()),
                 });
             }
-            "full-read-every" => section.full_read_every = self.parsed(key, value, parse::parse_duration),
+            "full-read-every" => section.full_read_every = self.parsed(key, value, parse::parse_age),
             "compression" => {
                 let text = match value.get_ref() {
                     DeValue::Integer(number) => Some(number.as_str().to_owned()),
@@ -120,8 +120,14 @@ impl Reader<'_> {
 
     pub(super) fn disks(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Vec<(DiskName, PathBuf)>> {
         const HOW: &str = "name at least one disk, e.g. { vda = \"/dev/vg0/web1\" }";
-        let DeValue::Table(table) = value.get_ref() else {
-            return self.wrong_for(key, value, HOW);
+        let table = match value.get_ref() {
+            DeValue::Table(table) => table,
+            // As on the command line, a disk without a name is vda.
+            DeValue::String(_) => {
+                let disk = self.accept(value.span(), DiskName::new(ONLY_DISK));
+                return disk.zip(self.path(key, value)).map(|disk| vec![disk]);
+            }
+            _ => return self.wrong_for(key, value, HOW),
         };
         let mut disks = Vec::<(DiskName, PathBuf)>::new();
         for (name, value) in table {
