@@ -24,7 +24,7 @@ pub struct CopyArgs {
     #[arg(value_name = "GUEST")]
     pub guests: Vec<String>,
 
-    /// Copy only backups that are not older than this, e.g. 30d, 2w, 6m, 1y or 48h
+    /// Copy only backups that are not older than this, e.g. 30d, 2w, 6mo, 1y or 48h
     #[arg(long, value_name = "AGE")]
     pub since: Option<Age>,
 
@@ -77,8 +77,4 @@ version or a later one made.
 --key-file, --passphrase-file and --token-file are for TO, and for FROM too where
 no --from-... is given. If both have the same master key, FROM's opens TO. The
 token for FROM needs the right `copy`, that for TO `manage`.
-VBK_REPO is not used.
-
-Examples:
-  vbk copy vbk://dc2:8484/host7 /srv/replica --from-token-file /etc/vbk/dc2.token
-  vbk copy /srv/vbk ssh://backup@dc2/srv/replica web1 'db-*' --since 30d";
+VBK_REPO is not used.";

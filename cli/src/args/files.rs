@@ -119,10 +119,7 @@ Versions with the same size, times, owner and mode count as the same file. Disks
 that did not change between two backups are read once.
 
 Exits with code 0 if a file was found, 1 if none was, and 4 if damage kept
-something from being searched.
-
-Example:
-  vbk find web1 nginx.conf --since 30d";
+something from being searched.";
 
 /// Arguments of `vbk find`.
 #[derive(Debug, Args)]

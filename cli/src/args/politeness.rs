@@ -77,7 +77,8 @@ pub struct WantedLimit(
     pub Option<ReadLimit>,
 );
 
-fn parse_wanted_limit(text: &str) -> Result<WantedLimit, String> {
+/// Parses a read limit, or `default`.
+pub fn parse_wanted_limit(text: &str) -> Result<WantedLimit, String> {
     match text {
         "default" => Ok(WantedLimit(None)),
         _ => match text.parse() {

@@ -31,12 +31,13 @@ pub struct RepairArgs {
 }
 
 const REPAIR_HELP: &str = "\
-Restores the store's own files from their second copies, or rebuilds the store
-from the newest view that opens; the old one is kept as REPO/store.damaged for
-you to remove. Then reads every block of every backup and restores the damaged
-ones: a block is identified by its hash, so it can come from anywhere. Blocks
-that can't be restored are named; the next backup that finds them on a disk
-stores them again. Exits with 4 if damage is left or backups may be lost.
+Runs on the host that has the repository. Restores the store's own files from
+their second copies, or rebuilds the store from the newest view that opens; the
+old one is kept as REPO/store.damaged for you to remove. Then reads every block
+of every backup and restores the damaged ones: a block is identified by its
+hash, so it can come from anywhere. Blocks that can't be restored are named; the
+next backup that finds them on a disk stores them again. Exits with 4 if damage
+is left or backups may be lost.
 
 In an encrypted repository it also accepts the list of backups as it is: if
 records or notes were changed without the key, it reports how, exits with 3, and

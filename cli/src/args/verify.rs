@@ -2,20 +2,19 @@
 
 use clap::Args;
 use vbk::retention::Age;
-use vbk_repo::catalogue::BackupSpec;
 
 use super::parse;
 
 /// Arguments of `vbk verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Only these backups [default: all]
-    #[arg(value_name = "BACKUP")]
-    pub backups: Vec<BackupSpec>,
+    /// Only these backups, or all backups of these guests, e.g. web1@latest or web1 [default: all]
+    #[arg(value_name = "GUEST|BACKUP")]
+    pub what: Vec<String>,
 
     /// Work without the key of an encrypted repository: read everything, where the repository is, and compare it with its
     /// checksums
-    #[arg(long, conflicts_with_all = ["sample", "backups", "rotate"])]
+    #[arg(long, conflicts_with_all = ["sample", "what", "rotate"])]
     pub without_key: bool,
 
     /// Read only a random share of the blocks, another one each time
@@ -24,6 +23,6 @@ pub struct VerifyArgs {
 
     /// Read a fraction of the blocks, least recently verified first, so that nightly runs cover everything once in this
     /// time, e.g. 30d; missed nights are caught up
-    #[arg(long, value_name = "AGE", conflicts_with_all = ["sample", "backups"])]
+    #[arg(long, value_name = "AGE", conflicts_with_all = ["sample", "what"])]
     pub rotate: Option<Age>,
 }
