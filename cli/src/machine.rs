@@ -21,6 +21,11 @@ pub fn programs() -> Programs {
     Programs::found_in(path())
 }
 
+/// Returns a variable of the environment. An empty one counts as not set.
+pub fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// Returns the directories of programs: PATH, and then the system's own.
 pub fn path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
@@ -32,7 +37,7 @@ pub fn path() -> OsString {
 /// Returns the directory in which runs of vbk on this machine find each other. It is on a file system that a reboot
 /// empties.
 pub fn runtime_dir() -> Result<PathBuf> {
-    match std::env::var_os("VBK_RUNTIME_DIR") {
+    match variable("VBK_RUNTIME_DIR") {
         Some(given) => Ok(PathBuf::from(given)),
         None => runtime_directory(),
     }
@@ -40,7 +45,7 @@ pub fn runtime_dir() -> Result<PathBuf> {
 
 /// Returns the directory for this user's runs and mounts, whose content must not survive a reboot.
 pub fn runtime_directory() -> Result<PathBuf> {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
+    match variable("XDG_RUNTIME_DIR") {
         _ if geteuid().is_root() => Ok(PathBuf::from(vbk_fuse::files::HIDDEN_ROOT)),
         Some(own) => Ok(PathBuf::from(own).join("vbk")),
         None => own_directory(std::env::temp_dir().join(format!("vbk-{}", geteuid()))),
@@ -82,7 +87,7 @@ pub fn is_background() -> bool {
 /// Returns the directory for data that survives a reboot and may be lost: measured speeds of disks, marks of metadata
 /// snapshots, and [`copies_dir`].
 pub fn cache_dir() -> PathBuf {
-    let given = |name| std::env::var_os(name).map(PathBuf::from);
+    let given = |name| variable(name).map(PathBuf::from);
     let of_user = || match given("XDG_CACHE_HOME") {
         _ if geteuid().is_root() => "/var/cache/vbk".into(),
         Some(cache) => cache.join("vbk"),
@@ -98,7 +103,7 @@ pub fn copies_dir() -> Option<PathBuf> {
     let has_place = geteuid().is_root()
         || ["VBK_CACHE_DIR", "XDG_CACHE_HOME", "HOME"]
             .iter()
-            .any(|name| std::env::var_os(name).is_some());
+            .any(|name| variable(name).is_some());
     has_place.then(|| cache_dir().join("copies"))
 }
 

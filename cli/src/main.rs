@@ -6,6 +6,7 @@
     reason = "this is the command"
 )]
 
+mod advice;
 mod args;
 mod audit;
 mod booting;
@@ -41,7 +42,7 @@ mod warnings;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
 use crate::args::{Cli, Command, Sources};
 use crate::context::Context;
@@ -52,11 +53,14 @@ fn main() -> ExitCode {
     if let Some(code) = freeze_helper() {
         return code;
     }
-    let matches = Cli::command().get_matches();
+    let words: Vec<_> = std::env::args_os().collect();
+    let matches = args::command()
+        .try_get_matches_from(&words)
+        .unwrap_or_else(|error| advice::improved(error, &words).exit());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     log::start(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();
-    let result = run(&cli, Sources::of(&matches));
+    let result = run(&cli, Sources::of(&matches)).map_err(|error| advice::amended(error, &words));
     // Lost output is a failure: a full disk behind a redirection must not look like success.
     if let Some(error) = output::failure() {
         log::complain(format_args!("can't write to standard output: {error}"));

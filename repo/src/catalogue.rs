@@ -318,9 +318,15 @@ impl Catalogue {
                 Which::Latest(guest) | Which::Time(guest, _) => {
                     format!("`vbk list {guest}` lists its backups")
                 }
-                Which::Id(_) => "`vbk list` lists all backups; \
+                Which::Id(digits) => {
+                    let mut guests = self.guests().into_iter();
+                    match guests.find(|guest| guest.as_str().eq_ignore_ascii_case(digits)) {
+                        Some(guest) => format!("{guest} is a guest, and {guest}@latest is its newest backup"),
+                        None => "`vbk list` lists all backups; \
                                  name a guest's backup as GUEST@latest or GUEST@TIME"
-                    .into(),
+                            .into(),
+                    }
+                }
             })),
             ref several => {
                 let named = several.iter().map(|entry| match spec.which {
@@ -483,6 +489,10 @@ mod tests {
         assert!(error.contains("vbk list web1"), "{error}");
         let error = find(&days, "db@latest").expect_err("no such guest").to_string();
         assert!(error.contains("known guests: web1"), "{error}");
+        // A name that could be the digits of an id.
+        let error = find(&catalogue(&[("cafe", "2026-11-20T05-54-00Z")]), "cafe");
+        let error = error.expect_err("no such id").to_string();
+        assert!(error.contains("cafe@latest is its newest backup"), "{error}");
     }
 
     #[test]

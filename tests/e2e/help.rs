@@ -108,14 +108,84 @@ fn the_help_names_every_command_option_and_exit_code() {
 #[test]
 fn help_fits_a_terminal_of_80_columns() {
     let lab = Lab::without_repo();
-    for args in [args!["--help"], args!["backup", "--help"], args!["mount", "--help"]] {
-        let mut command = std::process::Command::new(crate::support::lab::VBK);
-        command.env("COLUMNS", "80");
-        let help = lab.start_command(command, args).wait().done().text();
-        for line in help.lines() {
-            assert!(line.chars().count() <= 100, "{line}");
+    let mut all = vec![args!["--help"], args!["-h"]];
+    for (command, _) in COMMANDS {
+        all.extend([args![command, "--help"], args![command, "-h"]]);
+    }
+    for args in all {
+        for columns in [80, 100] {
+            let mut command = std::process::Command::new(crate::support::lab::VBK);
+            command.env("COLUMNS", columns.to_string());
+            let help = lab.start_command(command, args.clone()).wait().done().text();
+            for line in help.lines() {
+                assert!(line.chars().count() <= columns, "{args:?}: {line}");
+            }
         }
     }
+}
+
+#[test]
+fn the_help_has_groups_of_commands_and_examples() {
+    let lab = Lab::without_repo();
+    let help = lab.start_bare(args!["--help"]).wait().done().text();
+    for group in [
+        "Back up",
+        "Find and restore",
+        "Keep",
+        "Set up and serve",
+        "Options of every command",
+    ] {
+        assert!(help.contains(&format!("\n{group}:\n")), "no {group} in:\n{help}");
+    }
+    for option in ["--key-file", "--passphrase-file"] {
+        let short = lab.start_bare(args!["-h"]).wait().done().text();
+        assert!(short.contains(option), "no {option} in:\n{short}");
+    }
+    let help = lab.start_bare(args!["list", "--help"]).wait().done().text();
+    assert!(
+        help.contains("\nGlobal options: ") && !help.contains("VBK_BANDWIDTH"),
+        "{help}"
+    );
+    assert!(help.contains("\nExamples:\n  vbk list"), "{help}");
+}
+
+#[test]
+fn other_programs_words_and_swapped_arguments_are_answered_with_the_right_command() {
+    let lab = Lab::without_repo();
+    let cases = [
+        (args!["rm", "web1@latest"], "vbk forget"),
+        (args!["check"], "vbk verify"),
+        (args!["extract"], "vbk restore"),
+        (args!["version"], "vbk --version"),
+        (args!["backup", "/srv/web1.img"], "`vbk backup web1 /srv/web1.img`"),
+        (args!["backup", "/srv/a.img", "web1"], "`vbk backup web1 /srv/a.img`"),
+        (
+            args!["restore", "new.img", "web1@latest"],
+            "`vbk restore web1@latest new.img`",
+        ),
+        (args!["limit", "50MB/s", "web1"], "`vbk limit web1 50MB/s`"),
+        (args!["show", "web1"], "`vbk show web1@latest`"),
+        (args!["list", "web1@latest"], "`vbk show web1@latest`"),
+    ];
+    for (typed, meant) in cases {
+        lab.start_bare(typed).wait().code(2).says(&["tip:", meant]);
+    }
+    let said = lab.start_bare(args!["list", "--last-one"]).wait().code(2);
+    assert!(!said.stderr.contains("as a value"), "{said}");
+    // clap would show what only the environment names.
+    let words = args![
+        format!("VBK_REPO={}", lab.dir().display()),
+        crate::support::lab::VBK,
+        "diff"
+    ];
+    let said = lab
+        .start_command(std::process::Command::new("env"), words)
+        .wait()
+        .code(2);
+    assert!(
+        said.stderr.contains("Usage: vbk diff [OPTIONS] <BEFORE> <AFTER>"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -21,7 +21,11 @@ pub fn start(verbose: u8, quiet: bool) {
     };
     // VBK_LOG takes tracing's own filters, e.g. VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
     // read-only file system need not answer.
-    let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},fuser=error")));
+    let usual = || EnvFilter::new(format!("{level},fuser=error"));
+    let filter = match std::env::var("VBK_LOG") {
+        Ok(given) if !given.is_empty() => EnvFilter::try_new(given).unwrap_or_else(|_| usual()),
+        _ => usual(),
+    };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     if goes_to_journal() {
         // The journal keeps time and priority itself.
