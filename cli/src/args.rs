@@ -4,9 +4,11 @@ mod backup;
 mod boot;
 mod copy;
 mod diff;
+mod examples;
 mod files;
 mod forget;
 mod from;
+mod help;
 mod hosts;
 mod init;
 mod inside_path;
@@ -43,6 +45,7 @@ pub use diff::DiffArgs;
 pub use files::{CatArgs, CpArgs, FindArgs, LsArgs};
 pub use forget::{ForgetArgs, ProtectArgs};
 pub use from::OtherKeys;
+pub use help::command;
 pub use hosts::ConfigCommand;
 pub use init::InitArgs;
 pub use inside_path::InsidePath;
@@ -51,7 +54,7 @@ pub use list::ListArgs;
 pub use mount::MountArgs;
 pub use mounts::MountsArgs;
 pub use policy::PolicyArgs;
-pub use politeness::LimitArgs;
+pub use politeness::{LimitArgs, parse_wanted_limit};
 pub use prune::PruneArgs;
 pub use repair::RepairArgs;
 pub use restore::{FileFormat, RestoreArgs, SkipDamaged};
@@ -70,6 +73,9 @@ A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
 is unique) or by the first digits of its id. BACKUP/DISK names one disk
 of it, e.g. web1@latest/vda; BACKUP:PATH names a file in it, e.g.
 web1@latest:/etc/fstab. Times are UTC.
+
+Sizes: 10G or 10GiB (units of 1024), 10GB (units of 1000); rates: 50M, 50MB/s.
+Lengths of time: 30s, 90min, 6h, 14d, 2w, 6mo, 1y, 1h30min, '7 days'.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings,
 4 damage found, 75 busy, 130 interrupted.
@@ -99,7 +105,8 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The repository: a directory made by `vbk init`, or `ssh://[USER@]HOST[:PORT]/PATH` or
-    /// `vbk://HOST[:PORT][/REPOSITORY]` of one on another host
+    /// `vbk://HOST[:PORT][/REPOSITORY]` of one on another host [default: that of VBK_REPO, or else `repository` in the
+    /// configuration]
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "REPO")]
     pub repo: Option<PathBuf>,
 
@@ -182,23 +189,11 @@ pub struct Global {
     pub cache: Option<u64>,
 
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
-    #[arg(
-        long,
-        global = true,
-        env = "VBK_KEY_FILE",
-        value_name = "FILE",
-        hide_short_help = true
-    )]
+    #[arg(long, global = true, env = "VBK_KEY_FILE", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
 
     /// File whose first line is the passphrase of an encrypted repository. Refuses a repository that is not encrypted
-    #[arg(
-        long,
-        global = true,
-        env = "VBK_PASSPHRASE_FILE",
-        value_name = "FILE",
-        hide_short_help = true
-    )]
+    #[arg(long, global = true, env = "VBK_PASSPHRASE_FILE", value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
 
     /// The configuration [default: /etc/vbk/config.toml]
@@ -231,7 +226,7 @@ pub enum Command {
     List(ListArgs),
     /// Show one backup in full
     Show(ShowArgs),
-    /// Show which parts of the disks changed between two backups, or which files
+    /// Show what changed between two backups: parts of disks, or files
     #[command(after_help = diff::HELP)]
     Diff(DiffArgs),
     /// List the files in a backup
@@ -249,7 +244,7 @@ pub enum Command {
     /// Unmount what `vbk mount` mounted
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
-    /// Restore a disk to a file, a block device or standard output, or a whole guest
+    /// Restore a disk to a file or a block device, or a whole guest
     Restore(RestoreArgs),
     /// Run a guest from its backup, in QEMU
     Boot(BootArgs),
@@ -266,19 +261,19 @@ pub enum Command {
     Unprotect(ProtectArgs),
     /// Free the space of blocks that no backup needs
     Prune(PruneArgs),
-    /// List vbk's snapshots of disks, and remove those that were left behind
+    /// List vbk's snapshots of disks, and remove those left behind
     Snapshots(SnapshotsArgs),
     /// Copy backups to another repository, e.g. in another place
     #[command(after_help = copy::HELP)]
     Copy(CopyArgs),
     /// Show the content of the repository by guest, and its size
     Stats,
-    /// Show who uses the repository, here and over the network, and its size on disk
+    /// Show who uses the repository, and its size on disk
     Status,
     /// Manage the keys of an encrypted repository
     #[command(subcommand)]
     Key(KeyCommand),
-    /// List the guests of this host, from the configuration, libvirt and the tags of logical volumes
+    /// List the guests of this host, and where they were found
     #[command(after_help = hosts::GUESTS_HELP)]
     Guests,
     /// Check the configuration
@@ -287,12 +282,12 @@ pub enum Command {
     /// Accept a repository that is not the one this host knows
     #[command(after_help = trust::HELP)]
     Trust(TrustArgs),
-    /// Repair damage, as far as the content is found elsewhere. Runs where the repository is
+    /// Repair damage, as far as the content is found elsewhere
     Repair(RepairArgs),
     /// Let another host use a repository of this one
     #[command(after_help = serve::HELP)]
     Serve(ServeArgs),
-    /// Manage the tokens with which other hosts use a repository of this one
+    /// Manage the tokens of hosts that use a repository of this one
     #[command(subcommand, after_help = token::HELP)]
     Token(TokenCommand),
     /// Show and set what clients of a repository's server may destroy

@@ -128,6 +128,124 @@ fn a_missing_repository_option_is_refused_with_both_ways_to_set_it() {
 }
 
 #[test]
+fn an_empty_variable_counts_as_not_set() {
+    let (lab, listed) = lab_with_two_backups();
+    let run = |args: Vec<OsString>| {
+        let names = [
+            "VBK_REPO",
+            "VBK_KEY_FILE",
+            "VBK_CONFIG",
+            "VBK_BANDWIDTH",
+            "VBK_TIME_ZONE",
+            "VBK_LOG",
+            "VBK_CACHE",
+        ];
+        let mut all: Vec<OsString> = names.iter().map(|name| format!("{name}=").into()).collect();
+        all.push(crate::support::lab::VBK.into());
+        all.extend(args);
+        lab.start_command(std::process::Command::new("env"), all).wait()
+    };
+    run(args!["list"]).code(2).says(&["no repository named", "VBK_REPO"]);
+    let said = run(args!["--repo", lab.repo(), "list", "--json"]).done().json();
+    assert_eq!(str_of(&said[0], "backup"), listed[0]);
+    run(args!["--repo", lab.repo(), "forget", "-n", "web1", "--keep-last", "1"]).done();
+}
+
+#[test]
+fn the_backup_that_was_meant_is_named_where_the_words_show_it() {
+    let (lab, _) = lab_with_two_backups();
+    let (m, disk) = (lab.subdir("m"), lab.path("disk.img"));
+    lab.run(args!["mount", m, "web1@latest"])
+        .code(2)
+        .says(&[&format!("mount web1@latest {}`", m.display())]);
+    lab.run(args!["mount", "web1", m]).code(2).says(&["mount web1@latest "]);
+    for command in ["show", "protect"] {
+        lab.run(args![command, "web1"])
+            .code(2)
+            .says(&[&format!("{command} web1@latest`")]);
+    }
+    lab.run(args!["restore", "web1", lab.path("out.img")])
+        .code(2)
+        .says(&["restore web1@latest "]);
+    lab.run(args!["ls", "web1:/etc"])
+        .code(2)
+        .says(&["ls web1@latest:/etc`"]);
+    assert!(!lab.path("out.img").exists());
+    // Names without a slash: the files show which of them is the disk.
+    let mut command = std::process::Command::new(crate::support::lab::VBK);
+    command.current_dir(disk.parent().expect("has one"));
+    lab.start_command(command, args!["--repo", lab.repo(), "backup", "disk.img", "web1"])
+        .wait()
+        .code(2)
+        .says(&["backup web1 disk.img`"]);
+}
+
+#[test]
+fn a_guest_is_verified_with_all_its_backups() {
+    let (lab, _) = lab_with_two_backups();
+    lab.backup("db", &lab.path("disk.img"));
+    for (what, count) in [(args!["web1"], 2), (args!["web1", "db@latest"], 3), (args!["db"], 1)] {
+        let said = lab.json([args!["verify"], what].concat());
+        assert_eq!(said["backups"], count);
+    }
+    lab.run(args!["verify", "nobody"]).code(1).says(&["nobody", "web1"]);
+    lab.run(args!["verify", "latest"])
+        .code(2)
+        .says(&["verify GUEST@latest`"]);
+}
+
+#[test]
+fn a_disk_that_is_given_twice_or_is_empty_causes_a_warning() {
+    let lab = Lab::new();
+    let (disk, empty) = (lab.path("disk.img"), lab.path("empty.img"));
+    write_noise(&disk, 1, MIB);
+    fs::write(&empty, "").expect("writes");
+    std::os::unix::fs::symlink(&disk, lab.path("link.img")).expect("links");
+    let vda = format!("vda={}", disk.display());
+    let vdb = format!("vdb={}", lab.path("link.img").display());
+    lab.run(args!["backup", "web1", vda, vdb])
+        .code(3)
+        .says(&["disks vda and vdb are the same", "link.img"]);
+    lab.run(args!["backup", "web2", empty])
+        .code(3)
+        .says(&["disk vda is empty (0 bytes)", "empty.img", "right file?"]);
+    assert_eq!(lab.listed().len(), 2);
+}
+
+#[test]
+fn sizes_and_ages_have_one_grammar() {
+    let (lab, _) = lab_with_two_backups();
+    let disk = lab.path("disk.img");
+    for (args, words) in [
+        (
+            args!["backup", "web1", disk, "--reserve", "20"],
+            "20G or 20M, or 20B for bytes",
+        ),
+        (args!["backup", "web1", disk, "--read-limit", "50Mb/s"], "50MB/s"),
+        (
+            args!["forget", "web1", "-n", "--keep-within", "6m"],
+            "write 6mo or 6min",
+        ),
+        (args!["find", "web1", "fstab", "--since", "6m"], "write 6mo or 6min"),
+        (args!["verify", "--rotate", "30"], "has no unit"),
+    ] {
+        lab.run(args).code(2).says(&[words]);
+    }
+    lab.ok(args!["forget", "web1", "-n", "--keep-within", "6 months"]);
+    lab.ok(args!["forget", "web1", "-n", "--keep-within", "1y6m"]);
+    lab.ok(args![
+        "backup",
+        "web1",
+        disk,
+        "--reserve",
+        "1KB",
+        "--time-limit",
+        "6hours"
+    ]);
+    lab.ok(args!["backup", "web1", disk, "--reserve", "0", "--time-limit", "90m"]);
+}
+
+#[test]
 fn the_environment_names_a_repository_and_the_option_wins() {
     let (lab, listed) = lab_with_two_backups();
     let run = |repo: &std::path::Path, args: Vec<OsString>| {

@@ -32,7 +32,7 @@ fn only_leftover_snapshots_are_listed_and_removed() {
     let dir = tempfile::tempdir().expect("a directory");
     let state: PathBuf = dir.path().into();
     let said = vbk(&lab, &state, args!["snapshots"]).done();
-    assert!(said.text().contains("vbk has no snapshots"), "{said}");
+    assert!(said.text().contains("no snapshots of disks are left"), "{said}");
 
     let node = state.join("node");
     let made = Command::new("mknod").arg(&node).args(["b", "240", "7"]).status();

@@ -62,7 +62,7 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     let found = snapshot::leftovers(&programs, directories).map_err(vbk::Error::from)?;
     let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
     if found.is_empty() {
-        context.say("vbk has no snapshots on this machine");
+        context.say("no snapshots of disks are left on this machine; `vbk list` lists backups");
     } else {
         context.print(table(&found));
     }

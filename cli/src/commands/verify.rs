@@ -7,7 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
-use vbk_repo::catalogue::Catalogue;
+use vbk_repo::catalogue::{BackupSpec, Catalogue};
+use vbk_repo::name::GuestName;
 use vbk_repo::repository::{Kept, Repository, Verified, View};
 use vbk_repo::state::{PartRead, Rotation, States};
 use vbk_repo::verify::{MAX_PARTS, Scope, VerifyReport, expected_bytes, verify};
@@ -42,10 +43,10 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let repository = context.repository()?;
     let view = context.view_of(&repository)?;
     let (catalogue, states) = (view.catalogue()?, view.states()?);
-    let entries = choose(&catalogue, args)?;
+    let entries = choose(&catalogue, &args.what)?;
     let mut scope = scope_of(args, &states.rotation, started)?;
     let report = read(context, &view, &entries, &scope, &cancel)?;
-    let records = match args.backups.is_empty() {
+    let records = match args.what.is_empty() {
         true => damaged_records(&catalogue, &states),
         false => Vec::new(),
     };
@@ -57,7 +58,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let verified = Verified {
         entries: &entries,
         scope: &scope,
-        all_disks: args.backups.iter().all(|spec| spec.disk.is_none()),
+        all_disks: !args.what.iter().any(|what| what.contains('/')),
         report: &report,
         at: started,
         resets_unreadable: false,
@@ -207,20 +208,29 @@ fn scope_of(args: &VerifyArgs, rotation: &Rotation, now: jiff::Timestamp) -> Res
     }
 }
 
-fn choose(catalogue: &Catalogue, args: &VerifyArgs) -> Result<Vec<Entry>> {
-    if args.backups.is_empty() {
+/// Returns the backups that are named, and all backups of the guests that are named; all backups if none are.
+fn choose(catalogue: &Catalogue, what: &[String]) -> Result<Vec<Entry>> {
+    if what.is_empty() {
         return Ok(catalogue.entries().to_vec());
     }
-    args.backups
-        .iter()
-        .map(|spec| {
-            let mut entry = catalogue.find(spec)?.clone();
-            if let Some(disk) = &spec.disk {
-                entry.backup = entry.backup.only(disk)?.into();
+    let mut chosen = Vec::new();
+    for what in what {
+        match what.parse::<GuestName>() {
+            Ok(guest) if catalogue.latest(&guest).is_some() || what.parse::<BackupSpec>().is_err() => {
+                catalogue.check_guest(&guest)?;
+                chosen.extend(catalogue.of(&guest).cloned());
             }
-            Ok(entry)
-        })
-        .collect()
+            _ => {
+                let spec: BackupSpec = what.parse()?;
+                let mut entry = catalogue.find(&spec)?.clone();
+                if let Some(disk) = &spec.disk {
+                    entry.backup = entry.backup.only(disk)?.into();
+                }
+                chosen.push(entry);
+            }
+        }
+    }
+    Ok(chosen)
 }
 
 fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], scope: &Scope, clock: Instant) {
