@@ -298,7 +298,10 @@ mod tests {
     fn a_length_without_a_calendar_has_months_of_30_days() {
         assert_eq!(age("1h30min5s").duration(), Duration::from_secs(5405));
         assert_eq!(age("1y1mo").duration(), Duration::from_secs(395 * DAY_SECS));
-        assert_eq!(age("4294967295y").duration().as_secs(), u64::from(u32::MAX) * 365 * DAY_SECS);
+        assert_eq!(
+            age("4294967295y").duration().as_secs(),
+            u64::from(u32::MAX) * 365 * DAY_SECS
+        );
     }
 
     #[test]

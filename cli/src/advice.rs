@@ -57,7 +57,14 @@ pub fn improved(mut error: ClapError, words: &[OsString]) -> ClapError {
 
 /// Adds advice to an error of a command whose words name something that does not exist or is not a backup.
 pub fn amended(error: Error, words: &[OsString]) -> Error {
-    let is_of_words = error.exit_code() == 2 || error.kind() == Kind::NotFound;
+    use vbk_repo::Error as Repository;
+    let is_of_words = match &error {
+        Error::Repository(Repository::BadSpec { .. } | Repository::BadName { .. } | Repository::NoSuchGuest { .. }) => {
+            true
+        }
+        Error::Engine(_) => error.kind() == Kind::NotFound,
+        _ => false,
+    };
     if !is_of_words {
         return error;
     }

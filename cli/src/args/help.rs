@@ -42,7 +42,7 @@ pub fn command() -> Command {
         .collect();
     let overview = overview(&command);
     let heading = heading(&command, "Options of every command");
-    command
+    with_free_lines(command)
         .help_template(format!("{START}{overview}{heading}\n{{options}}{{after-help}}"))
         .mut_subcommands(|sub| {
             let is_missing = |global: &&Arg| sub.get_arguments().all(|arg| arg.get_id() != global.get_id());
@@ -63,8 +63,32 @@ fn finished(command: Command, above: &str) -> Command {
     let path = format!("{above}{}", command.get_name());
     let folded = heading(&command, "Global options");
     let command = command.help_template(format!("{START}{{all-args}}\n\n{folded}{FOLDED}{{after-help}}"));
-    let command = with_examples(command, &path);
+    let command = with_examples(with_free_lines(command), &path);
     command.mut_subcommands(|sub| finished(sub, &format!("{path} ")))
+}
+
+/// Frees the text after the options from the line breaks of its source, so that clap breaks its lines to fit the terminal.
+fn with_free_lines(command: Command) -> Command {
+    match command.get_after_help().map(|text| free_lines(&text.to_string())) {
+        Some(text) => command.after_help(text),
+        None => command,
+    }
+}
+
+/// Joins the lines of each paragraph. Indented lines stay as they are.
+fn free_lines(text: &str) -> String {
+    let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ');
+    let mut free = String::new();
+    let mut last = "";
+    for (number, line) in text.lines().enumerate() {
+        let joins = is_prose(last) && is_prose(line);
+        if number > 0 {
+            free.push(if joins { ' ' } else { '\n' });
+        }
+        free.push_str(line);
+        last = line;
+    }
+    free
 }
 
 fn with_examples(command: Command, path: &str) -> Command {
@@ -200,14 +224,24 @@ mod tests {
             for help in short_and_long(&mut command) {
                 assert!(help.contains(&format!("\nGlobal options:{FOLDED}\n")), "{path}: {help}");
                 for global in &globals {
+                    let long = format!("--{global}");
                     let described = help.lines().any(|line| {
-                        let line = line.trim_start();
-                        line.starts_with('-') && line.split(' ').any(|word| word == format!("--{global}"))
+                        let option = line
+                            .strip_prefix("      ")
+                            .or_else(|| Some(line.strip_prefix("  -")?.get(3..)?));
+                        option.and_then(|option| option.split(' ').next()) == Some(&long)
                     });
                     assert!(!described, "{path} has --{global}: {help}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn paragraphs_fit_any_terminal_and_indented_lines_stay() {
+        assert_eq!(free_lines("a b\nc\n\nd:\n  x\n  y\ne"), "a b c\n\nd:\n  x\n  y\ne");
+        assert_eq!(free_lines("\na"), "\na");
+        assert_eq!(free_lines(""), "");
     }
 
     #[test]
