@@ -228,7 +228,7 @@ mod tests {
                     let described = help.lines().any(|line| {
                         let option = line
                             .strip_prefix("      ")
-                            .or_else(|| Some(line.strip_prefix("  -")?.get(3..)?));
+                            .or_else(|| line.strip_prefix("  -")?.get(3..));
                         option.and_then(|option| option.split(' ').next()) == Some(&long)
                     });
                     assert!(!described, "{path} has --{global}: {help}");
