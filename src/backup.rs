@@ -230,7 +230,8 @@ fn explain(error: Error, done: &Counts, size_bytes: u64) -> Error {
     let done_bytes = done.zero_bytes + done.unchanged_bytes + done.new_bytes;
     match error {
         Error::Repository(source) if source.kind() == ErrorKind::NoSpace => Error::RepositoryFull {
-            stored_bytes: done.stored_bytes,
+            // Known when the store is closed.
+            kept_bytes: None,
             left_bytes: size_bytes.saturating_sub(done_bytes),
             source,
         },

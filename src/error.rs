@@ -26,12 +26,12 @@ pub enum Error {
     Repository(#[from] vbk_repo::Error),
     /// The repository's file system is full.
     #[error(
-        "the repository's file system is full: {} of new blocks were stored, and up to {} of the disks were still \
-         unread: {source}", size(*.stored_bytes), size(*.left_bytes)
+        "the repository's file system is full: {}up to {} of the disks were not read yet", kept(*.kept_bytes),
+        size(*.left_bytes)
     )]
     RepositoryFull {
-        /// Bytes of new blocks that this backup stored.
-        stored_bytes: u64,
+        /// Bytes of new blocks that are kept for the next run, if that is known. The others are removed by the next writer.
+        kept_bytes: Option<u64>,
         /// Bytes of the disks that were not read yet.
         left_bytes: u64,
         /// The store's error.
@@ -234,6 +234,12 @@ pub enum Error {
     /// The caller cancelled the operation.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// `22 MiB of new blocks are kept for the next run, and `, if that is known.
+fn kept(bytes: Option<u64>) -> String {
+    let kept = |bytes| format!("{} of new blocks are kept for the next run, and ", size(bytes));
+    bytes.map_or_else(String::new, kept)
 }
 
 impl Error {

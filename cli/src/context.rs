@@ -33,6 +33,9 @@ pub use self::other::Other;
 /// Copies of what was read from a repository on another host, unless said otherwise.
 const CACHE_BYTES: u64 = 1 << 30;
 
+/// Command of a writer that protects backups.
+pub const PROTECT: &str = "protect";
+
 /// Options of every command, and what follows from them.
 pub struct Context<'a> {
     global: &'a Global,
@@ -324,6 +327,21 @@ impl<'a> Context<'a> {
         unlock::find(&self.key_paths(repository.path())?, repository.path())
     }
 
+    /// Opens the content of a repository, if it needs no key or one was given; never asks for one. `None` if that fails.
+    pub fn opened_without_question(&self, repository: &Repository) -> Option<Repository> {
+        if !repository.is_encrypted() {
+            return Some(repository.clone());
+        }
+        let unlocked = self.given_key(repository.path()).transpose()?;
+        match unlocked.and_then(|key| Ok(repository.clone().unlock(&key)?)) {
+            Ok(repository) => Some(repository),
+            Err(error) => {
+                tracing::warn!("the key that was given does not open the repository: {}", error.text());
+                None
+            }
+        }
+    }
+
     /// Returns the key file that was named for a new repository.
     pub fn new_key_file(&self, repository: &Path) -> Result<Option<&Path>> {
         Ok(self.key_paths(repository)?.key_file)
@@ -352,6 +370,11 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// The repository, if this run has opened it.
+    pub fn opened_already(&self) -> Option<&Repository> {
+        self.trusted.get()
+    }
+
     fn manager_of(
         &self,
         repository: &Repository,
@@ -359,7 +382,16 @@ impl<'a> Context<'a> {
         no_wait: bool,
         cancel: &AtomicBool,
     ) -> Result<Manager> {
-        let writer = self.waiting(no_wait, cancel, |wait| repository.manager(command, wait))?;
+        let mut is_told = false;
+        let writer = self.waiting(no_wait, cancel, |wait| {
+            repository.manager(command, &mut |holder| {
+                let goes_on = wait(holder);
+                if goes_on && command == PROTECT && !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!("no backup is forgotten until then: `vbk forget` lets `vbk protect` go first");
+                }
+                goes_on
+            })
+        })?;
         let standing = writer.standing()?;
         self.judge(repository, &standing, Purpose::Write)?;
         self.is_open(repository, &standing);

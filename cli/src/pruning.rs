@@ -1,14 +1,17 @@
 //! Removing what no backup needs, for `vbk prune` and `vbk forget --prune`.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use serde::Serialize;
-use vbk_repo::repository::{Manager, Pruned, Turn};
+use vbk_repo::repository::{Manager, Pruned, Repository, Turn, Unfinished, WouldPrune};
 use vbk_repo::store::{PruneOptions, Swept};
 
 use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
+use crate::metrics;
 use crate::terminal::units;
 
 pub use vbk_repo::repository::directory::lock::PRUNE;
@@ -24,8 +27,20 @@ struct Report<'a, T: Serialize> {
     freed_bytes: u64,
     mark_ms: u64,
     duration_ms: u64,
+    /// Stored since the newest view: see [`WouldPrune`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfinished: Option<Unfinished>,
     #[serde(skip_serializing_if = "Option::is_none")]
     forgotten: Option<&'a T>,
+}
+
+/// A prune as it was asked for.
+pub struct Task<'a> {
+    pub options: PruneOptions,
+    pub no_wait: bool,
+    pub cancel: &'a AtomicBool,
+    /// File of metrics, instead of that of the configuration.
+    pub metrics: Option<&'a Path>,
 }
 
 /// Prunes with an open writer and prints the result; `forgotten` is added to the JSON. Lets other writers in meanwhile, and
@@ -38,31 +53,87 @@ pub fn prune<T: Serialize>(
     cancel: &AtomicBool,
     forgotten: Option<&T>,
 ) -> Result<Outcome> {
+    let task = Task {
+        options,
+        no_wait,
+        cancel,
+        metrics: None,
+    };
+    prune_as(context, writer, &task, forgotten)
+}
+
+/// The same as a task says.
+pub fn prune_as<T: Serialize>(
+    context: &Context<'_>,
+    writer: Manager,
+    task: &Task<'_>,
+    forgotten: Option<&T>,
+) -> Result<Outcome> {
     let clock = Instant::now();
     let mut first = Some(writer);
     let pruned = in_turns(|| {
-        let again = || context.manager_again(PRUNE, no_wait, cancel);
+        let again = || context.manager_again(PRUNE, task.no_wait, task.cancel);
         let mut writer = first.take().map_or_else(again, Ok)?;
-        Ok(writer.prune_until_awaited(options, threads(), cancel, &|_| {})?)
+        Ok(writer.prune_until_awaited(task.options, threads(), task.cancel, &|_| {})?)
     })?;
-    report(context, pruned, options, clock, forgotten)
+    let repository = context.opened()?;
+    report(context, (&repository, task), pruned, clock, None, forgotten)
 }
 
 /// The same without the key.
-pub fn prune_sealed(
-    context: &Context<'_>,
-    options: PruneOptions,
-    no_wait: bool,
-    cancel: &AtomicBool,
-) -> Result<Outcome> {
+pub fn prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<Outcome> {
     let clock = Instant::now();
     let repository = context.locked_repository_to_write()?;
     let pruned = in_turns(|| {
-        context.waiting(no_wait, cancel, |wait| {
-            repository.prune_sealed(options, threads(), cancel, &|_| {}, wait)
+        context.waiting(task.no_wait, task.cancel, |wait| {
+            repository.prune_sealed(task.options, threads(), task.cancel, &|_| {}, wait)
         })
     })?;
-    report(context, pruned, options, clock, None::<&()>)
+    report(context, (&repository, task), pruned, clock, None, None::<&()>)
+}
+
+/// Shows what a prune would remove, out of what readers see: it waits for no other process. `None` if the repository is on another
+/// host, whose server counts.
+pub fn would_prune(context: &Context<'_>, task: &Task<'_>) -> Result<Option<Outcome>> {
+    let repository = context.repository()?;
+    if repository.local_path().is_err() {
+        return Ok(None);
+    }
+    let clock = Instant::now();
+    let view = context.view_of(&repository)?;
+    let would = repository.would_prune(&view, task.options, threads(), task.cancel)?;
+    report_would(context, (&repository, task), would, clock).map(Some)
+}
+
+/// The same without the key.
+pub fn would_prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<Option<Outcome>> {
+    let repository = context.locked_repository()?;
+    if repository.local_path().is_err() {
+        return Ok(None);
+    }
+    let clock = Instant::now();
+    let would = repository.would_prune_sealed(task.options, threads(), task.cancel)?;
+    report_would(context, (&repository, task), would, clock).map(Some)
+}
+
+fn report_would(
+    context: &Context<'_>,
+    of: (&Repository, &Task<'_>),
+    would: WouldPrune,
+    clock: Instant,
+) -> Result<Outcome> {
+    let unfinished = would.unfinished.filter(|unfinished| !unfinished.is_empty());
+    let outcome = report(context, of, would.pruned, clock, unfinished, None::<&()>)?;
+    if let Some(unfinished) = unfinished {
+        let size = units::size(unfinished.stored_bytes);
+        context.say(match would.is_written {
+            true => format!("{size} more were stored by the process that writes now, and are not counted"),
+            false => {
+                format!("{size} of the unused blocks were left by interrupted runs; the next backup may use them again")
+            }
+        });
+    }
+    Ok(outcome)
 }
 
 /// Repeats a prune that lets others in until it is done. Between two turns nothing of it holds the repository.
@@ -115,11 +186,13 @@ impl Before {
 
 fn report<T: Serialize>(
     context: &Context<'_>,
+    (repository, task): (&Repository, &Task<'_>),
     pruned: Pruned,
-    options: PruneOptions,
     clock: Instant,
+    unfinished: Option<Unfinished>,
     forgotten: Option<&T>,
 ) -> Result<Outcome> {
+    let is_dry = task.options.dry_run;
     let swept = pruned.swept;
     let freed = pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes);
     let left = swept.unused_bytes - swept.removed_bytes;
@@ -129,7 +202,7 @@ fn report<T: Serialize>(
         units::size(swept.removed_bytes),
         units::size(swept.live_bytes + swept.unused_bytes),
     );
-    if options.dry_run {
+    if is_dry {
         context.say(format_args!(
             "{removed} would be removed; {} unused would stay",
             units::size(left)
@@ -144,11 +217,11 @@ fn report<T: Serialize>(
         ));
         // Less than half of it is free if readers hold the old files.
         if freed < swept.removed_bytes / 2 {
-            context.say("running mounts, restores or verifications hold the rest; `vbk status` lists them");
+            context.say("running mounts, restores or verifications hold the rest; `vbk status -v` lists them");
         }
     }
     context.json_result(&Report {
-        dry_run: options.dry_run,
+        dry_run: is_dry,
         backups: pruned.backups,
         swept,
         used_before_bytes: pruned.used_before_bytes,
@@ -156,7 +229,18 @@ fn report<T: Serialize>(
         freed_bytes: freed,
         mark_ms: units::milliseconds(pruned.marked),
         duration_ms: units::milliseconds(clock.elapsed()),
+        unfinished,
         forgotten,
     })?;
-    Ok(Outcome::Done)
+    let is_written = metrics::record(context, task.metrics, repository, |run| match is_dry {
+        true => run.left(swept.live_bytes, swept.unused_bytes),
+        false => {
+            run.left(swept.live_bytes, left);
+            run.pruned(Timestamp::now());
+        }
+    });
+    Ok(match is_written {
+        true => Outcome::Done,
+        false => Outcome::Warnings,
+    })
 }

@@ -10,6 +10,7 @@ mod pruning;
 mod publisher;
 mod rehearsed;
 mod sealed;
+mod unfinished;
 mod verified;
 mod view;
 mod writing;
@@ -22,8 +23,9 @@ pub use self::directory::LAYOUT_FORMAT;
 pub use self::directory::create::{SealedKeys, SealedOptions};
 pub use self::home::{DiskUsage, Pruned, Reserve, Wait};
 pub use self::managing::{Change, Manager};
-pub use self::pruning::{Turn, prune_without_key};
+pub use self::pruning::{Turn, WouldPrune, prune_without_key};
 pub use self::sealed::{SealedView, SealedWriter};
+pub use self::unfinished::Unfinished;
 pub use self::verified::{Kept, Recorded, Verified};
 pub use self::view::View;
 use self::writing::Shown;
@@ -321,6 +323,11 @@ impl Repository {
     /// An error if less than `reserve` of the repository's file system is free.
     pub fn check_reserve(&self, reserve: Reserve) -> Result<()> {
         self.home.check_reserve(reserve)
+    }
+
+    /// Format of its store, as far as that can be read without a key.
+    pub fn format(&self) -> Option<u32> {
+        self.home.identity_as_it_is().map(|identity| identity.format)
     }
 
     /// Space that the repository takes on disk.

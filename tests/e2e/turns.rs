@@ -80,6 +80,31 @@ fn a_backup_that_waits_with_a_prune_is_done_when_the_prune_is() {
     lab.ok(args!["verify"]);
 }
 
+#[test]
+fn a_protection_that_waits_goes_before_a_forget_that_waits_longer() {
+    let lab = Lab::new();
+    for seed in [1, 2] {
+        write_noise(&lab.path("disk.img"), seed, MIB);
+        lab.backup("web1", &lab.path("disk.img"));
+    }
+    let listed = lab.listed();
+    write_noise(&lab.path("large.img"), 3, LARGE);
+    let backup = args!["backup", "large1", lab.path("large.img"), "--compression", "none"];
+    let mut backup = lab.start(backup);
+    assert!(backup.wait_until_read(48 * MIB), "the backup ended early");
+    backup.signal(Signal::SIGSTOP);
+    let mut forget = lab.start(args!["forget", "web1", "--keep-last", "1"]);
+    forget.wait_until_says("waiting for");
+    let mut protect = lab.start(args!["protect", listed[0]]);
+    protect.wait_until_says("lets `vbk protect` go first");
+    backup.signal(Signal::SIGCONT);
+    backup.wait().code(0);
+    protect.wait().code(0);
+    forget.wait().code(0);
+    let left = lab.listed();
+    assert!(listed.iter().all(|backup| left.contains(backup)), "{listed:?} {left:?}");
+}
+
 /// A repository with a damaged backup of `web1`, a backup of `busy1` that is stopped in the middle of its work, and what a
 /// verification found meanwhile.
 fn lab_with_a_late_result() -> (Lab, Running) {

@@ -1,5 +1,7 @@
 //! The arguments of `vbk prune`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::parse;
@@ -26,4 +28,9 @@ pub struct PruneArgs {
     /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,
+
+    /// Add the result, and figures of the repository, to this file of metrics for Prometheus [default: that of the
+    /// configuration, if it names one]
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
 }

@@ -14,7 +14,7 @@ use vbk_repo::store::PruneOptions;
 
 use crate::args::{ForgetArgs, ProtectArgs};
 use crate::config::Keep;
-use crate::context::Context;
+use crate::context::{Context, PROTECT};
 use crate::exit::{Error, Outcome, Result};
 use crate::jumps::{Jump, Jumps};
 use crate::pruning::prune;
@@ -424,7 +424,7 @@ struct Protected {
 /// Protects backups from every policy, or removes the protection.
 pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let word = if protect { "protect" } else { "unprotect" };
+    let word = if protect { PROTECT } else { "unprotect" };
     let writer = context.manager(word, args.no_wait, &cancel)?;
     let done = writer.change(|catalogue, states| {
         let (mut change, mut done) = (Change::default(), BTreeSet::new());

@@ -5,20 +5,33 @@ use vbk_repo::store::PruneOptions;
 use crate::args::PruneArgs;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::pruning::{PRUNE, prune, prune_sealed};
+use crate::pruning::{PRUNE, Task, prune_as, prune_sealed, would_prune, would_prune_sealed};
 use crate::signals;
 
 /// Removes blocks that no backup needs.
 pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let options = PruneOptions {
-        max_unused: args.max_unused,
-        dry_run: args.dry_run,
-        empty_bin: args.empty_bin,
+    let task = Task {
+        options: PruneOptions {
+            max_unused: args.max_unused,
+            dry_run: args.dry_run,
+            empty_bin: args.empty_bin,
+        },
+        no_wait: args.no_wait,
+        cancel: &cancel,
+        metrics: args.metrics.as_deref(),
     };
-    if args.without_key {
-        return prune_sealed(context, options, args.no_wait, &cancel);
+    let shown = match (args.dry_run, args.without_key) {
+        (false, _) => None,
+        (true, false) => would_prune(context, &task)?,
+        (true, true) => would_prune_sealed(context, &task)?,
+    };
+    match shown {
+        Some(outcome) => Ok(outcome),
+        None if args.without_key => prune_sealed(context, &task),
+        None => {
+            let writer = context.manager(PRUNE, args.no_wait, &cancel)?;
+            prune_as(context, writer, &task, None::<&()>)
+        }
     }
-    let writer = context.manager(PRUNE, args.no_wait, &cancel)?;
-    prune(context, writer, options, args.no_wait, &cancel, None::<&()>)
 }

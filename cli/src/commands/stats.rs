@@ -1,7 +1,8 @@
 //! `vbk stats`
 
 use serde::Serialize;
-use vbk_repo::repository::DiskUsage;
+use vbk_repo::repository::directory::activity;
+use vbk_repo::repository::{DiskUsage, Unfinished};
 use vbk_repo::stats::{Stats, stats};
 
 use crate::context::{Context, threads};
@@ -18,6 +19,12 @@ struct Report<'a> {
     compression_ratio: f64,
     growth_bytes_per_day: u64,
     disk: DiskUsage,
+    /// Blocks that were stored since the newest view; missing if they are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfinished: Option<Unfinished>,
+    /// A process writes to the repository now, and stored them.
+    #[serde(skip)]
+    is_written: bool,
 }
 
 /// Prints the content of the repository and its size on disk.
@@ -32,6 +39,9 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
         compression_ratio: ratio(found.unique.plain_bytes, found.unique.stored_bytes),
         growth_bytes_per_day: found.recent_stored_bytes / found.recent_days,
         disk: repository.disk_usage()?,
+        // The writer first: blocks of one that ends in between are those of a writer.
+        is_written: activity::status(&repository).is_ok_and(|status| status.writer.is_some()),
+        unfinished: repository.unfinished(view.number(), &mut |_| ()),
         stats: &found,
     };
     context.print(describe(&report));
@@ -49,7 +59,7 @@ fn ratio(of: u64, to: u64) -> f64 {
 /// Describes the repository as a whole.
 fn describe(report: &Report<'_>) -> String {
     let found = report.stats;
-    let lines = [
+    let mut lines = vec![
         (
             "Backups",
             format!(
@@ -91,6 +101,19 @@ fn describe(report: &Report<'_>) -> String {
                 units::count(found.unreferenced.blocks, "block")
             ),
         ),
+    ];
+    if let Some(unfinished) = report.unfinished.filter(|unfinished| !unfinished.is_empty()) {
+        let what = match report.is_written {
+            true => "of the backup that runs now",
+            false => "left by interrupted runs; the next backup uses what it needs of them, `vbk prune` frees the rest",
+        };
+        let (size, blocks) = (
+            units::size(unfinished.stored_bytes),
+            units::count(unfinished.blocks, "block"),
+        );
+        lines.push(("Unfinished", format!("{size} in {blocks}, {what}")));
+    }
+    lines.extend([
         ("On disk", units::size(report.disk.total_bytes)),
         (
             "Growth",
@@ -100,7 +123,7 @@ fn describe(report: &Report<'_>) -> String {
                 units::count(found.recent_days, "day")
             ),
         ),
-    ];
+    ]);
     lines
         .iter()
         .map(|(name, value)| format!("{:<14}{value}\n", format!("{name}:")))

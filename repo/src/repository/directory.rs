@@ -12,6 +12,7 @@
 //! | `serve.sock`, `serve.lock` | while a process has the repository open for all writers of this machine, see [`shared`] |
 //! | `serve/` | the key and the tokens of a server, its logs, and its clients |
 //! | `verified/` | results of verifications that the next writer records, see `verified/late.rs` |
+//! | `pruned` | the time of the last prune, for people: nothing depends on it |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 pub mod activity;
@@ -38,9 +39,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{Mode, Synced};
 use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::rocks::{RocksReader, RocksSession, RocksStore, path_in};
 use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
@@ -52,6 +55,9 @@ use store_repair::{Mended, check_tables, mend, read_tables};
 use views::Views;
 
 use super::home::{DiskUsage, Home, Keeper, Marker, Reserve, Room, Session, Snapshot, Wait};
+
+/// Name in the directory of the file with the time of the last prune.
+const PRUNED: &str = "pruned";
 
 /// Time that a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -401,9 +407,22 @@ impl Keeper for Opened {
         Ok(file_system(&self.path)?.free_bytes)
     }
 
+    fn note_prune(&self) {
+        let now = Timestamp::now().to_string();
+        let path = self.path.join(PRUNED);
+        if let Err(error) = crate::files::write_whole(&path, now.as_bytes(), Mode::Umask, Synced::File) {
+            tracing::debug!(%error, "the time of the prune is not noted");
+        }
+    }
+
     fn is_awaited(&self) -> bool {
         self.lock.is_awaited()
     }
+}
+
+/// Returns the end of the last prune of the repository in a directory, if it is known.
+pub fn last_prune(repository: &Path) -> Option<Timestamp> {
+    fs::read_to_string(repository.join(PRUNED)).ok()?.trim().parse().ok()
 }
 
 /// The error for a directory without a readable marker.

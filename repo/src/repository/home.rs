@@ -138,6 +138,9 @@ pub trait Keeper: Send + Sync {
         Ok(self.room()?.free_bytes)
     }
 
+    /// Notes that a prune came to its end.
+    fn note_prune(&self) {}
+
     /// Returns whether another process waits until this place is no longer written to.
     fn is_awaited(&self) -> bool {
         false

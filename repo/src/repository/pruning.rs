@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::Manager;
 use super::home::{Keeper, Pruned};
+use super::{Manager, Repository, Unfinished, View};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
-use crate::store::{Live, PruneOptions, Record, StoreManager, Swept};
+use crate::store::rocks::Estimate;
+use crate::store::{Live, PruneOptions, Record, StoreManager, StoreReader, Swept};
 
 /// Time after which a prune shows readers its progress, and releases the view before. Sooner where little is free.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(60);
@@ -81,6 +82,102 @@ impl Manager {
                 false => catalogue.with(store.hashing(), [kept, &store.held()].concat()),
             };
             mark(store, &marked, threads, cancel)
+        })
+    }
+}
+
+/// Result of [`Repository::would_prune`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WouldPrune {
+    /// What would be done, as far as blocks go: nodes of manifests are not counted.
+    pub pruned: Pruned,
+    /// Blocks that were stored since the newest view, if they are known. They count as unused, unless there is a writer.
+    pub unfinished: Option<Unfinished>,
+    /// A process writes to the repository, and may need those.
+    pub is_written: bool,
+}
+
+impl Repository {
+    /// Counts what a prune would remove from what a view shows, and from what was stored since. Reads only, so it needs no lock and
+    /// never waits. For a repository in a directory of this machine.
+    pub fn would_prune(
+        &self,
+        view: &View,
+        options: PruneOptions,
+        threads: usize,
+        cancel: &AtomicBool,
+    ) -> Result<WouldPrune> {
+        let (store, catalogue) = (view.store(), view.catalogue()?);
+        check_complete(&catalogue)?;
+        let marks = |kept: &[Record], alone: bool| {
+            let marked = match alone {
+                true => Catalogue::default().with(store.hashing(), kept.to_vec()),
+                false => catalogue.with(store.hashing(), kept.to_vec()),
+            };
+            mark(&*store, &marked, threads, cancel)
+        };
+        self.would_prune_in(
+            view.number(),
+            &*store,
+            catalogue.entries().len(),
+            options,
+            &marks,
+            cancel,
+        )
+    }
+
+    /// The same without the key.
+    pub fn would_prune_sealed(&self, options: PruneOptions, threads: usize, cancel: &AtomicBool) -> Result<WouldPrune> {
+        let view = self.sealed_view()?;
+        let records = view.store.records()?;
+        let marks = |kept: &[Record], alone: bool| {
+            let marked = match alone {
+                true => kept.to_vec(),
+                false => [&records, kept].concat(),
+            };
+            mark_sealed(&*view.store, &marked, threads, cancel)
+        };
+        self.would_prune_in(view.number, &*view.store, records.len(), options, &marks, cancel)
+    }
+
+    fn would_prune_in(
+        &self,
+        view: u64,
+        store: &dyn StoreReader,
+        backups: usize,
+        options: PruneOptions,
+        mark: &dyn Fn(&[Record], bool) -> Result<Live>,
+        cancel: &AtomicBool,
+    ) -> Result<WouldPrune> {
+        let started = Instant::now();
+        let live = Bin::read(store, options)?.mark(mark)?;
+        let marked = started.elapsed();
+        let mut estimate = Estimate::new(&store.identity()?);
+        store.survey(&mut |_, located| {
+            if cancel.load(Ordering::SeqCst) {
+                return Err(Error::Interrupted);
+            }
+            estimate.add(&located, live.has_block_at(located.place));
+            Ok(())
+        })?;
+        // Before the blocks: a writer that begins in between takes over some that are counted as unused, and none is missed.
+        let is_written = super::directory::activity::status(self)?.writer.is_some();
+        let unfinished = self.unfinished(view, &mut |located| {
+            if !is_written {
+                estimate.add(&located, false);
+            }
+        });
+        let used_bytes = self.disk_usage()?.total_bytes;
+        Ok(WouldPrune {
+            pruned: Pruned {
+                backups: backups as u64,
+                swept: estimate.finish(options.max_unused),
+                marked,
+                used_before_bytes: used_bytes,
+                used_after_bytes: used_bytes,
+            },
+            unfinished,
+            is_written,
         })
     }
 }
@@ -231,7 +328,7 @@ struct Bin {
 }
 
 impl Bin {
-    fn read(store: &dyn StoreManager, options: PruneOptions) -> Result<Self> {
+    fn read(store: &(impl StoreReader + ?Sized), options: PruneOptions) -> Result<Self> {
         let until = match options.empty_bin {
             true => Timestamp::MAX,
             false => Timestamp::now(),
@@ -337,6 +434,9 @@ impl Pruning<'_> {
         });
         if !options.dry_run {
             keeper.publish()?;
+            if swept.is_ok() {
+                keeper.note_prune();
+            }
         }
         Ok(Pruned {
             backups: backups as u64,

@@ -17,6 +17,8 @@ pub struct SealedView {
     pub store: Arc<dyn StoreReader>,
     /// Identity of the repository.
     pub identity: Identity,
+    /// See [`super::View::number`].
+    pub number: u64,
 }
 
 /// A store open for adding sealed backups.
@@ -31,10 +33,11 @@ pub struct SealedWriter {
 impl Repository {
     /// Opens the newest state for reading without the key.
     pub fn sealed_view(&self) -> Result<SealedView> {
-        let Snapshot { store, .. } = self.home.read()?;
+        let Snapshot { store, number } = self.home.read()?;
         Ok(SealedView {
             identity: self.sealed_identity(store.identity()?)?,
             store: Arc::new(Checked::new(store)),
+            number,
         })
     }
 

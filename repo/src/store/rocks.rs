@@ -69,6 +69,7 @@ use self::reader::{CONDEMNED, get_each};
 use self::rows::{IndexRow, part_key};
 pub use self::sessions::RocksSession;
 use self::sessions::Sessions;
+pub(crate) use self::sweep::Estimate;
 use super::{
     Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
     StoreWriter, Stored, Swept, Terms, Wanted, failed_before,

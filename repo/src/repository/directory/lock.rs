@@ -49,6 +49,9 @@ pub(crate) struct WriterLock {
 /// Command of a writer that lets all others in first, and between its steps.
 pub const PRUNE: &str = "prune";
 
+/// Command of a writer that lets those in first that wait when its turn comes: a protection must not come too late.
+const FORGET: &str = "forget";
+
 /// Part of the command that the lock's text may contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
@@ -84,13 +87,22 @@ impl WriterLock {
             .truncate(false)
             .open(&path)
             .map_err(Error::io("open", &path))?;
-        let mut waiting = None;
+        let mut waiting: Option<Waiting> = None;
         if command == PRUNE {
             waiting::let_go_first(repository);
         }
+        let mut gives_way = command.split(' ').next() == Some(FORGET);
         loop {
             match file.try_lock() {
-                Ok(()) => break,
+                Ok(()) => {
+                    drop(waiting.take());
+                    // Once: one of them may be stopped. Of two that forget only the first sees the other.
+                    if !std::mem::take(&mut gives_way) || !waiting::is_any(repository) {
+                        break;
+                    }
+                    file.unlock().map_err(Error::io("unlock", &path))?;
+                    waiting::let_go_first(repository);
+                }
                 Err(TryLockError::WouldBlock) => {
                     let holder = describe(&mut file);
                     // Two that wait for each other to go first would go in turns, and get nothing done.
@@ -108,7 +120,6 @@ impl WriterLock {
                 Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
             }
         }
-        drop(waiting);
         let command = match told {
             Told::Command => command,
             Told::Word => command.split(' ').next().unwrap_or_default(),

@@ -16,7 +16,7 @@ pub(crate) use self::place::WriteList;
 use self::scan::Scan;
 use super::errors::{damaged, failed, is_damage};
 use super::options;
-use super::rows::{IndexRow, part_key};
+use super::rows::{IndexRow, part_key, part_number, sequence_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::{Forgotten, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
@@ -182,6 +182,27 @@ impl RocksReader {
             rows.next();
         }
         rows.status().map_err(failed("read the index"))
+    }
+
+    /// Passes on the blocks that a store has above the barrier of an older state of it, up to its own, in the order of their places.
+    pub(crate) fn survey_since(&self, older: &Self, each: &mut dyn FnMut(Located)) -> Result<()> {
+        let end = self.barrier()?;
+        let mut rows = self.db.raw_iterator_cf_opt(self.family("blocks"), scan());
+        rows.seek(part_key(older.barrier()?, 0));
+        while let Some((key, part)) = rows.item() {
+            let sequence = sequence_of(key);
+            if sequence >= end {
+                break;
+            }
+            if part_number(key) == 0
+                && let Some((_, row, _)) = IndexRow::of_part_zero(sequence, part)
+            {
+                each(row.located());
+            }
+            // Past the pages, which are in other files.
+            rows.seek(part_key(sequence + 1, 0));
+        }
+        rows.status().map_err(failed("read the blocks"))
     }
 
     fn generation_in(&self, options: ReadOptions) -> Result<u64> {

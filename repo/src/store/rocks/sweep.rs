@@ -33,6 +33,7 @@
 //! Memory: 40 bytes per window of 2 GiB, a bit per block, and 300 bytes for each table of the store, besides the live set.
 
 mod compaction;
+mod estimate;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,7 @@ use rocksdb::{IteratorMode, WriteBatch};
 
 pub(super) use self::compaction::compact;
 use self::compaction::{Keys, collect_garbage, flush_blocks, is_whole, move_live};
+pub(crate) use self::estimate::Estimate;
 use self::windows::{Window, choose, decode, encode, length_of_pass, neighbours};
 use super::RocksStore;
 use super::errors::failed;
@@ -184,19 +186,12 @@ impl Sweep<'_> {
                 return Ok(());
             }
             let window = windows.entry(located.place.0 / window_blocks).or_default();
-            let bytes = u64::from(located.stored_bytes);
             // What another session uses will soon be named, or is unused at the next sweep.
-            if live.has_block_at(located.place) || store.sessions.lock().use_place(session, located.place) {
+            let is_live = live.has_block_at(located.place) || store.sessions.lock().use_place(session, located.place);
+            if is_live {
                 live_places.insert(located.place);
-                window.live_bytes += bytes;
-                swept.live_blocks += 1;
-                swept.live_bytes += bytes;
-            } else {
-                window.unused_bytes += bytes;
-                window.unused_blocks += 1;
-                swept.unused_blocks += 1;
-                swept.unused_bytes += bytes;
             }
+            window.add(&located, is_live, swept);
             Ok(())
         })?;
         Ok(windows)

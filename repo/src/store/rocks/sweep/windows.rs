@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::store::{Located, Swept};
+
 /// Windows that are compacted together: the live blocks in them bound the free space that a sweep needs.
 const WINDOWS_AT_ONCE: u64 = 4;
 /// Live bytes that are moved at once, besides those that share files with them, and one window at least. A sweep can't be
@@ -15,6 +17,23 @@ pub(super) struct Window {
     pub(super) live_bytes: u64,
     pub(super) unused_bytes: u64,
     pub(super) unused_blocks: u64,
+}
+
+impl Window {
+    /// Counts a block here, and in the sums.
+    pub(super) fn add(&mut self, located: &Located, is_live: bool, sums: &mut Swept) {
+        let bytes = u64::from(located.stored_bytes);
+        if is_live {
+            self.live_bytes += bytes;
+            sums.live_blocks += 1;
+            sums.live_bytes += bytes;
+        } else {
+            self.unused_bytes += bytes;
+            self.unused_blocks += 1;
+            sums.unused_blocks += 1;
+            sums.unused_bytes += bytes;
+        }
+    }
 }
 
 /// Returns the windows with the largest unused shares, until the rest is small enough.
