@@ -26,6 +26,7 @@ mod serve;
 mod show;
 mod snapshots;
 mod sources;
+mod status;
 mod token;
 mod trust;
 mod umount;
@@ -62,6 +63,7 @@ pub use serve::{QuotaArgs, RightsArg, ServeArgs};
 pub use show::ShowArgs;
 pub use snapshots::SnapshotsArgs;
 pub use sources::Sources;
+pub use status::StatusArgs;
 pub use token::{TokenAddArgs, TokenCommand, TokenPlace};
 pub use trust::TrustArgs;
 pub use umount::UmountArgs;
@@ -78,7 +80,10 @@ Sizes: 10G or 10GiB (units of 1024), 10GB (units of 1000); rates: 50M, 50MB/s.
 Lengths of time: 30s, 90min, 6h, 14d, 2w, 6mo, 1y, 1h30min, '7 days'.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings,
-4 damage found, 75 busy, 130 interrupted.
+4 damage found, 75 busy, 130 interrupted. With --json an error is one line on
+standard error: {\"error\":{\"kind\":\"...\",\"message\":\"...\",\"hint\":\"...\"}}. The kinds:
+usage, not-found, invalid, denied, locked, unavailable, time-limit, no-space,
+read-only, corrupt, unsupported, interrupted, internal.
 
 Example:
   vbk init /var/lib/vbk
@@ -87,6 +92,12 @@ Example:
   vbk ls web1@latest:/etc/nginx
   vbk cp web1@latest:/etc/nginx/nginx.conf .
   vbk restore web1@latest /dev/vg0/web1";
+
+/// Returns the help text that lists the kinds of errors.
+#[cfg(test)]
+pub fn kinds_help() -> &'static str {
+    AFTER_HELP
+}
 
 /// Backs up the disks of virtual servers, and restores any past day: a whole disk, a mounted image, or one file.
 #[derive(Debug, Parser)]
@@ -268,8 +279,9 @@ pub enum Command {
     Copy(CopyArgs),
     /// Show the content of the repository by guest, and its size
     Stats,
-    /// Show who uses the repository, and its size on disk
-    Status,
+    /// Show the state of the repository: who uses it, free space, the last backup, verification and prune, and damage. With -v
+    /// also what each reader holds
+    Status(StatusArgs),
     /// Manage the keys of an encrypted repository
     #[command(subcommand)]
     Key(KeyCommand),

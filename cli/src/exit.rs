@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use serde_json::json;
 use vbk_repo::ErrorKind;
 
 /// Result of a command that ran to its end.
@@ -47,6 +48,9 @@ pub enum Error {
     /// The arguments or the configuration can't be used.
     #[error("{0}")]
     Usage(String),
+    /// The run was interrupted after it had stored something.
+    #[error("interrupted; {0}")]
+    Interrupted(String),
     /// Another run of vbk does the same work.
     #[error("{0}")]
     Busy(String),
@@ -118,6 +122,48 @@ impl Error {
 impl From<vbk_fuse::MountError> for Error {
     fn from(error: vbk_fuse::MountError) -> Self {
         Self::Mount(error.into())
+    }
+}
+
+/// Exit code of wrong usage.
+const USAGE: u8 = 2;
+
+/// Words of the kinds that this program adds to those of [`word`].
+const USAGE_WORD: &str = "usage";
+const TIME_LIMIT: &str = "time-limit";
+
+/// All words of [`Error::word`], for scripts. The help texts list them.
+#[cfg(test)]
+pub const KINDS: [&str; 13] = [
+    USAGE_WORD,
+    "not-found",
+    "invalid",
+    "denied",
+    "locked",
+    "unavailable",
+    TIME_LIMIT,
+    "no-space",
+    "read-only",
+    "corrupt",
+    "unsupported",
+    "interrupted",
+    "internal",
+];
+
+/// Returns a kind in one word.
+fn word(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "not-found",
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::Locked => "locked",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::NoSpace => "no-space",
+        ErrorKind::Denied => "denied",
+        ErrorKind::ReadOnly => "read-only",
+        ErrorKind::Invalid => "invalid",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Interrupted => "interrupted",
+        ErrorKind::Internal => "internal",
     }
 }
 
@@ -199,9 +245,26 @@ impl Error {
             Self::Distrusted(_) => ErrorKind::Denied,
             Self::KeyFile { source, .. } | Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) | Self::Server { .. } => ErrorKind::Unavailable,
+            Self::Interrupted(_) => ErrorKind::Interrupted,
             Self::Busy(_) => ErrorKind::Locked,
             Self::Bug(_) => ErrorKind::Internal,
         }
+    }
+
+    /// Returns the kind of the error in one word, for scripts: one of [`KINDS`].
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::TimeOver(_) => TIME_LIMIT,
+            _ if self.exit_code() == USAGE => USAGE_WORD,
+            error => word(error.kind()),
+        }
+    }
+
+    /// Returns the error as JSON: `{"error":{"kind":...,"message":...,"hint":...}}`.
+    pub fn json(&self) -> String {
+        let hint = self.shown_hint();
+        let error = json!({ "kind": self.word(), "message": self.text(), "hint": hint });
+        json!({ "error": error }).to_string()
     }
 
     /// Returns the exit code.
@@ -220,7 +283,7 @@ impl Error {
             _ => false,
         };
         match self.kind() {
-            _ if usage => 2,
+            _ if usage => USAGE,
             ErrorKind::Corrupt => 4,
             ErrorKind::Locked => 75,
             ErrorKind::Interrupted => 130,
@@ -340,7 +403,11 @@ impl Error {
     /// Returns the error and its causes in one line.
     pub fn text(&self) -> String {
         let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
+        let mut source = match self {
+            // The store's own words name its files, and say no more than that it is full. They are logged.
+            Self::Engine(vbk::Error::RepositoryFull { .. }) => None,
+            error => std::error::Error::source(error),
+        };
         while let Some(error) = source {
             let why = error.to_string();
             if !text.contains(&why) {
@@ -355,11 +422,16 @@ impl Error {
     /// Returns the whole message: the error, its causes, and the next step.
     pub fn message(&self) -> String {
         let mut text = self.text();
-        if let Some(hint) = self.hint().filter(|_| !text.contains("run as root")) {
+        if let Some(hint) = self.shown_hint() {
             text.push_str("\nhint: ");
             text.push_str(hint);
         }
         text
+    }
+
+    /// Returns the hint, unless the text has it already.
+    fn shown_hint(&self) -> Option<&'static str> {
+        self.hint().filter(|_| !self.text().contains("run as root"))
     }
 }
 
@@ -368,6 +440,25 @@ mod tests {
     use std::io::ErrorKind as Io;
 
     use super::*;
+
+    #[test]
+    fn every_kind_has_a_word_and_the_help_lists_all() {
+        let errors = [
+            Error::Usage("x".into()),
+            Error::TimeOver("x".into()),
+            Error::Busy("x".into()),
+            Error::NotThere("x".into()),
+            Error::Bug("x".into()),
+        ];
+        let words = errors.iter().map(Error::word).collect::<Vec<_>>();
+        assert_eq!(words, ["usage", "time-limit", "locked", "not-found", "internal"]);
+        assert!(words.iter().all(|word| KINDS.contains(word)));
+        for kind in KINDS {
+            assert!(crate::args::kinds_help().contains(kind), "{kind}");
+        }
+        let json = Error::Usage("a \"b\"\nc".into()).json();
+        assert_eq!(json, r#"{"error":{"hint":null,"kind":"usage","message":"a \"b\"\nc"}}"#);
+    }
 
     #[test]
     fn a_system_error_is_not_reported_as_a_bug() {

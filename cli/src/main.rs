@@ -16,6 +16,7 @@ mod context;
 mod core_files;
 mod damage;
 mod exit;
+mod facts;
 mod file_forms;
 mod forgotten;
 mod guest_files;
@@ -46,17 +47,14 @@ use clap::FromArgMatches;
 
 use crate::args::{Cli, Command, Sources};
 use crate::context::Context;
-use crate::exit::{Outcome, Result};
+use crate::exit::{Error, Outcome, Result};
 use crate::terminal::{log, output};
 
 fn main() -> ExitCode {
     if let Some(code) = freeze_helper() {
         return code;
     }
-    let words: Vec<_> = std::env::args_os().collect();
-    let matches = args::command()
-        .try_get_matches_from(&words)
-        .unwrap_or_else(|error| advice::improved(error, &words).exit());
+    let matches = Cli::command().try_get_matches().unwrap_or_else(|error| refuse(&error));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     log::start(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();
@@ -69,10 +67,24 @@ fn main() -> ExitCode {
     match result {
         Ok(outcome) => outcome.code(),
         Err(error) => {
-            log::complain(error.message());
+            match cli.global.json {
+                true => log::complain_json(&error.json()),
+                false => log::complain(error.message()),
+            }
             error.code()
         }
     }
+}
+
+/// Ends a run whose arguments can't be used, or that only wants a help text. With `--json` the error is JSON as well.
+fn refuse(error: &clap::Error) -> ! {
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let text = error.render().to_string();
+        let text = text.trim().trim_start_matches("error: ").to_owned();
+        log::complain_json(&Error::Usage(text).json());
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 /// Runs as the helper process that thaws a guest, if the arguments say so. Called first: the helper needs neither a
@@ -139,7 +151,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Key(command) => commands::key::run(context, command),
         Command::Snapshots(args) => commands::snapshots::run(context, args),
         Command::Stats => commands::stats::run(context),
-        Command::Status => commands::status::run(context),
+        Command::Status(args) => commands::status::run(context, args),
         Command::Guests => commands::guests::run(context),
         Command::Config(command) => commands::config::run(context, command),
         Command::Trust(args) => commands::trust::run(context, args),

@@ -1,5 +1,7 @@
 //! The arguments of `vbk verify`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use vbk::retention::Age;
 
@@ -25,4 +27,9 @@ pub struct VerifyArgs {
     /// time, e.g. 30d; missed nights are caught up
     #[arg(long, value_name = "AGE", conflicts_with_all = ["sample", "what"])]
     pub rotate: Option<Age>,
+
+    /// Add the result, and figures of the repository, to this file of metrics for Prometheus [default: that of the
+    /// configuration, if it names one]
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
 }

@@ -17,6 +17,7 @@ use crate::args::VerifyArgs;
 use crate::context::{Context, threads};
 use crate::damage::{DamageJson, print_damage};
 use crate::exit::{Error, Outcome, Result};
+use crate::metrics;
 use crate::signals;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
@@ -30,6 +31,38 @@ struct Report<'a> {
     damage: Vec<DamageJson<'a>>,
     damaged_records: Vec<String>,
     damaged_tables: Vec<String>,
+    #[serde(flatten)]
+    rotation: Option<RotationJson>,
+    duration_ms: u64,
+}
+
+/// Progress of a verification in parts.
+#[derive(Serialize)]
+struct RotationJson {
+    /// Number of parts.
+    parts: usize,
+    /// Parts that were due and were read now.
+    parts_due: usize,
+    /// Parts that were never read.
+    parts_unread: usize,
+    /// Time since which every block was read; none as long as a part was never read.
+    oldest_proof: Option<jiff::Timestamp>,
+}
+
+impl RotationJson {
+    fn of(scope: &Scope) -> Option<Self> {
+        let Scope::Parts { rotation, due } = scope else {
+            return None;
+        };
+        let read = || rotation.parts.iter().flatten().map(|part| part.at);
+        let parts_unread = rotation.parts.len() - read().count();
+        Some(Self {
+            parts: rotation.parts.len(),
+            parts_due: due.len(),
+            parts_unread,
+            oldest_proof: read().min().filter(|_| parts_unread == 0),
+        })
+    }
 }
 
 /// Verifies backups.
@@ -85,6 +118,8 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         damage: report.damage.iter().map(DamageJson::new).collect(),
         damaged_records: records.clone(),
         damaged_tables: tables.clone(),
+        rotation: RotationJson::of(&scope),
+        duration_ms: units::milliseconds(clock.elapsed()),
     })?;
     match recorded {
         Ok(()) => {}
@@ -97,12 +132,15 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         }
         Err(error) => tracing::warn!("the damage was not recorded, so `vbk list` will not show it: {error}"),
     }
-    Ok(
-        match (report.damage.as_slice(), records.as_slice(), tables.as_slice()) {
-            ([], [], []) => Outcome::Done,
-            _ => Outcome::Damage,
-        },
-    )
+    let damage = report.damage.len() + records.len() + tables.len();
+    let is_written = metrics::record(context, args.metrics.as_deref(), &repository, |run| {
+        run.verified(started, damage);
+    });
+    Ok(match (damage, is_written) {
+        (0, true) => Outcome::Done,
+        (0, false) => Outcome::Warnings,
+        _ => Outcome::Damage,
+    })
 }
 
 /// Reads what is in scope, and shows the progress.

@@ -8,6 +8,8 @@ use nix::sys::stat::fstat;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::terminal::printable;
 
@@ -34,8 +36,11 @@ pub fn start(verbose: u8, quiet: bool) {
             .with_ansi(false)
             .with_writer(Journal)
             .init();
+    } else if io::stderr().is_terminal() {
+        // A person looks on, and knows the time.
+        log.without_time().with_writer(|| Shown).with_ansi(true).init();
     } else {
-        log.with_writer(|| Shown).with_ansi(io::stderr().is_terminal()).init();
+        log.with_timer(Seconds).with_writer(|| Shown).with_ansi(false).init();
     }
 }
 
@@ -49,6 +54,19 @@ pub fn complain(text: impl Display) {
     };
     // There is no other place to report that this failed.
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Prints the error that ended the command as JSON in one line, without a priority: scripts read it.
+pub fn complain_json(text: &str) {
+    let _ = io::stderr().write_all(format!("{}\n", printable::json(text)).as_bytes());
+}
+
+/// Returns whether standard output goes where the log goes, e.g. to one terminal or to the journal, so that what one has said the
+/// other need not repeat.
+pub fn is_beside_output() -> bool {
+    let of = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino);
+    let (out, err) = (fstat(io::stdout().as_fd()), fstat(io::stderr().as_fd()));
+    out.ok().map(of).is_some_and(|out| err.ok().map(of) == Some(out))
 }
 
 /// Returns whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`). Device and inode
@@ -69,6 +87,15 @@ fn prefixed(level: Level, text: &str) -> String {
         Level::DEBUG | Level::TRACE => 7,
     };
     text.lines().map(|line| format!("<{priority}>{line}\n")).collect()
+}
+
+/// The time of an event in a file: whole seconds, UTC.
+struct Seconds;
+
+impl FormatTime for Seconds {
+    fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
+        out.write_str(&jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    }
 }
 
 /// Makes the writers of events for the journal.

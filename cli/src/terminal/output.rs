@@ -19,7 +19,44 @@ pub fn write(text: impl std::fmt::Display) {
 
 /// Writes JSON and a line break.
 pub fn write_json(text: &str) {
-    write_bytes(format!("{}\n", printable::json(text)).as_bytes());
+    write_bytes(format!("{}\n", json(text)).as_bytes());
+}
+
+/// Returns JSON as it is printed.
+fn json(text: &str) -> String {
+    printable::json(&without_fractions(text))
+}
+
+/// Cuts times to whole seconds, because `fromdate` of jq and much else reads no others: strings of the form
+/// `2026-11-21T05:54:00.123456789Z`.
+fn without_fractions(text: &str) -> String {
+    const FORM: &str = "\"0000-00-00T00:00:00.";
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(dot) = rest.find('.') {
+        let (before, after) = rest.split_at(dot);
+        let begins = before
+            .len()
+            .checked_sub(FORM.len() - 1)
+            .and_then(|start| before.get(start..));
+        let fits = |begins: &str| {
+            begins.bytes().zip(FORM.bytes()).all(|(byte, form)| match form {
+                b'0' => byte.is_ascii_digit(),
+                form => byte == form,
+            })
+        };
+        let end = after[1..].trim_start_matches(|letter: char| letter.is_ascii_digit());
+        out.push_str(before);
+        let is_time = begins.is_some_and(fits) && end.starts_with("Z\"") && end.len() < after.len() - 1;
+        rest = match is_time {
+            true => end,
+            false => {
+                out.push('.');
+                &after[1..]
+            }
+        };
+    }
+    out + rest
 }
 
 /// Writes bytes unchanged.
@@ -49,7 +86,7 @@ impl JsonList {
     /// Makes an empty list with the text that precedes its bracket.
     pub fn new(before: &str) -> Self {
         Self {
-            before: printable::json(before),
+            before: json(before),
             is_started: false,
         }
     }
@@ -58,13 +95,13 @@ impl JsonList {
     pub fn item(&mut self, text: &str) {
         let separator = if self.is_started { ",\n" } else { "\n" };
         self.start();
-        write_bytes(format!("{separator}{}", printable::json(text)).as_bytes());
+        write_bytes(format!("{separator}{}", json(text)).as_bytes());
     }
 
     /// Writes the end, with all that follows the bracket.
     pub fn end(mut self, after: &str) {
         self.start();
-        write_bytes(format!("\n]{}\n", printable::json(after)).as_bytes());
+        write_bytes(format!("\n]{}\n", json(after)).as_bytes());
     }
 
     fn start(&mut self) {
@@ -90,4 +127,18 @@ pub fn is_closed() -> bool {
 pub fn failure() -> Option<std::io::Error> {
     let failed = FAILED.lock().take()?;
     (failed.kind() != ErrorKind::BrokenPipe).then_some(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_whole_seconds_and_nothing_else_is_changed() {
+        let text = r#"{"at":"2026-11-21T05:54:00.123456789Z","x":1.5,"y":"a 2026-11-21T05:54:00.5Z","z":"2026-11-21T05:54:00.Z"}"#;
+        let expected = text.replace(":00.123456789Z", ":00Z");
+        assert_eq!(without_fractions(text), expected);
+        let all = without_fractions("[\"2026-11-21T05:54:00.1Z\",\"2026-11-21T05:54:01Z\",\"\u{e4}.\"]");
+        assert_eq!(all, "[\"2026-11-21T05:54:00Z\",\"2026-11-21T05:54:01Z\",\"\u{e4}.\"]");
+    }
 }
