@@ -1,5 +1,6 @@
-//! A file for node_exporter's textfile collector, with the result of each guest's last backup and last rehearsal. A run adds to the values
-//! of earlier runs: a guest keeps its values until it is backed up again, and its last success through every failure.
+//! A file for node_exporter's textfile collector, with the result of each guest's last backup and last rehearsal, and with figures
+//! of the repository. All commands write into one file, and each adds to the values of earlier runs: a guest keeps its values until
+//! it is backed up again, and its last success through every failure.
 //!
 //! The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The file is only
 //! ever replaced as a whole, so the collector never sees half of it.
@@ -15,8 +16,15 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
 use vbk_repo::files::{self, Mode, Synced};
+use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
+use crate::facts::Facts;
+
+mod repository;
+
+use self::repository::OF_A_REPOSITORY;
+pub use self::repository::{RepositoryRun, record};
 
 /// Interval between writes: with 10,000 guests the file has 9 MiB, too much to write after each of them.
 const WRITE_EVERY: Duration = Duration::from_secs(15);
@@ -139,6 +147,7 @@ struct Values {
     guests: BTreeMap<String, [Option<f64>; OF_A_GUEST.len()]>,
     rehearsals: BTreeMap<String, [Option<f64>; OF_A_REHEARSAL.len()]>,
     run: [Option<f64>; OF_A_RUN.len()],
+    repository: [Option<f64>; OF_A_REPOSITORY.len()],
 }
 
 /// A rehearsal of a guest.
@@ -158,6 +167,9 @@ pub struct Metrics {
     new: BTreeMap<String, GuestRun>,
     rehearsed: BTreeMap<String, RehearsalRun>,
     whole: Option<WholeRun>,
+    repository: RepositoryRun,
+    /// Facts about the repository, if they were read.
+    facts: Option<Facts>,
     written: Instant,
 }
 
@@ -170,6 +182,8 @@ impl Metrics {
             new: BTreeMap::new(),
             rehearsed: BTreeMap::new(),
             whole: None,
+            repository: RepositoryRun::default(),
+            facts: None,
             written: Instant::now(),
         };
         metrics.write(|_| true)?;
@@ -195,6 +209,16 @@ impl Metrics {
     /// Adds the result of a run over all guests.
     pub fn record_whole(&mut self, run: WholeRun) {
         self.whole = Some(run);
+    }
+
+    /// Adds what the repository says: its sizes, the state of its backups, and the last success of each guest, which the file may
+    /// have lost. Leaves out what can't be read.
+    pub fn note(&mut self, repository: &Repository) {
+        self.repository.add_sizes(repository);
+        match repository.view().and_then(|view| Facts::of(&view)) {
+            Ok(facts) => self.facts = Some(facts),
+            Err(error) => tracing::debug!(%error, "the metrics have no figures of the repository"),
+        }
     }
 
     /// Writes the file. Guests of earlier runs that `is_known` no longer knows are left out: their values would raise an
@@ -224,6 +248,21 @@ impl Metrics {
         if let Some(run) = &self.whole {
             values.run = run.values();
         }
+        let mut repository = self.repository.clone();
+        if let Some(facts) = &self.facts {
+            repository.add_facts(facts);
+            // All its backups were forgotten.
+            let is_gone = |guest: &String| !self.new.contains_key(guest) && !facts.last_success.contains_key(guest);
+            values
+                .guests
+                .retain(|guest, [success_at, ..]| success_at.is_none() || !is_gone(guest));
+            values.rehearsals.retain(|guest, _| !is_gone(guest));
+            for (guest, [success_at, ..]) in &mut values.guests {
+                let known = facts.last_success.get(guest).copied().map(seconds);
+                *success_at = [*success_at, known].into_iter().flatten().reduce(f64::max);
+            }
+        }
+        repository.replace(&mut values.repository);
         replace(&self.path, &values.render()).map_err(failed("write", &self.path))
     }
 }
@@ -288,7 +327,8 @@ impl Values {
                 let _ = writeln!(text, "{}{{guest=\"{}\"}} {value}", metric.0, escape(guest));
             }
         }
-        for (metric, value) in OF_A_RUN.into_iter().zip(self.run) {
+        let of_run = OF_A_RUN.into_iter().zip(self.run);
+        for (metric, value) in of_run.chain(OF_A_REPOSITORY.into_iter().zip(self.repository)) {
             if let Some(value) = value {
                 head(&mut text, metric);
                 let _ = writeln!(text, "{} {value}", metric.0);
@@ -308,12 +348,22 @@ impl Values {
             let (name_and_label, value) = line.rsplit_once(' ')?;
             let value: f64 = value.parse().ok().filter(|value: &f64| value.is_finite())?;
             let name = name_and_label.split('{').next().unwrap_or_default();
-            let mut known = OF_A_RUN.iter().chain(&OF_A_GUEST).chain(&OF_A_REHEARSAL);
+            let mut known = OF_A_RUN
+                .iter()
+                .chain(&OF_A_GUEST)
+                .chain(&OF_A_REHEARSAL)
+                .chain(&OF_A_REPOSITORY);
             if name.starts_with("vbk_") && !known.any(|(known, _)| *known == name) {
                 continue;
             }
             let slot = match name_and_label.split_once('{') {
-                None => &mut values.run[OF_A_RUN.iter().position(|(name, _)| *name == name_and_label)?],
+                None => match OF_A_RUN.iter().position(|(name, _)| *name == name_and_label) {
+                    Some(index) => &mut values.run[index],
+                    None => {
+                        let index = OF_A_REPOSITORY.iter().position(|(name, _)| *name == name_and_label)?;
+                        &mut values.repository[index]
+                    }
+                },
                 Some((name, label)) => {
                     let guest = unescape(label.strip_prefix("guest=\"")?.strip_suffix("\"}")?)?;
                     let of_rehearsal = OF_A_REHEARSAL.iter().position(|(known, _)| *known == name);

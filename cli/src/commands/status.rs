@@ -1,16 +1,22 @@
 //! `vbk status`
 
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk_remote::server::connected;
 use vbk_remote::status::{ClientStatus, Connected, ServedStatus, Way};
 use vbk_repo::repository::directory::activity::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
+use vbk_repo::repository::directory::last_prune;
 use vbk_repo::repository::home::Home;
+use vbk_repo::repository::{Repository, Unfinished};
 
+use crate::args::StatusArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::facts::Facts;
+use crate::metrics;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::{printable, units};
 
@@ -28,10 +34,51 @@ struct Report<'a> {
     size_bytes: u64,
     #[serde(flatten)]
     connected: &'a Connected,
+    #[serde(flatten)]
+    morning: Morning,
+}
+
+/// The part of the report that comes from the repository's content.
+#[derive(Default, Serialize)]
+struct Morning {
+    /// Format of the repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<u32>,
+    /// The content can't be shown because no key was given.
+    #[serde(skip)]
+    needs_key: bool,
+    /// Missing if no key opens the repository without a question, or it can't be read.
+    #[serde(flatten)]
+    facts: Option<Facts>,
+    /// Stored since the newest view; missing if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfinished: Option<Unfinished>,
+    /// End of the last prune, if it is known.
+    last_prune: Option<Timestamp>,
+}
+
+impl Morning {
+    /// Reads what can be read without a question.
+    fn of(repository: &Repository, opened: Option<&Repository>) -> Self {
+        let view = opened.and_then(|repository| match repository.view() {
+            Ok(view) => Some(view),
+            Err(error) => {
+                tracing::debug!("the backups can't be read: {error}");
+                None
+            }
+        });
+        Self {
+            format: repository.format(),
+            needs_key: opened.is_none(),
+            facts: view.as_ref().and_then(|view| Facts::of(view).ok()),
+            unfinished: view.and_then(|view| repository.unfinished(view.number(), &mut |_| ())),
+            last_prune: repository.local_path().ok().and_then(last_prune),
+        }
+    }
 }
 
 impl<'a> Report<'a> {
-    fn of_server(repository: &'a Path, served: &'a ServedStatus) -> Self {
+    fn of_server(repository: &'a Path, served: &'a ServedStatus, morning: Morning) -> Self {
         Self {
             repository,
             server: Some(&served.program),
@@ -40,10 +87,11 @@ impl<'a> Report<'a> {
             free_bytes: served.free_bytes,
             size_bytes: served.size_bytes,
             connected: &served.connected,
+            morning,
         }
     }
 
-    fn of_directory(repository: &'a Path, status: &'a Status, connected: &'a Connected) -> Self {
+    fn of_directory(repository: &'a Path, status: &'a Status, connected: &'a Connected, morning: Morning) -> Self {
         Self {
             repository,
             server: None,
@@ -52,67 +100,178 @@ impl<'a> Report<'a> {
             free_bytes: status.file_system.free_bytes,
             size_bytes: status.file_system.size_bytes,
             connected,
+            morning,
         }
     }
 }
 
-/// Prints the processes that read and write the repository, its clients, and its size on disk.
-pub fn run(context: &Context<'_>) -> Result<Outcome> {
+/// Prints the state of the repository, the processes that read and write it, and its clients.
+pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
     match context.locked_server()? {
-        Some(server) => show(context, &Report::of_server(server.name(), &server.status()?)),
+        Some(server) => {
+            let repository = Repository::at(Arc::clone(&server) as _);
+            let opened = context.opened_without_question(&repository);
+            let morning = Morning::of(&repository, opened.as_ref());
+            show(context, &Report::of_server(server.name(), &server.status()?, morning))?;
+            written(context, args, opened.as_ref().unwrap_or(&repository))
+        }
         None => {
             let repository = context.locked_repository()?;
+            let opened = context.opened_without_question(&repository);
+            let morning = Morning::of(&repository, opened.as_ref());
             let path = repository.local_path()?;
             let status = activity::status(&repository)?;
-            show(context, &Report::of_directory(path, &status, &connected(path)?))
+            show(
+                context,
+                &Report::of_directory(path, &status, &connected(path)?, morning),
+            )?;
+            written(context, args, opened.as_ref().unwrap_or(&repository))
         }
     }
 }
 
-fn show(context: &Context<'_>, report: &Report<'_>) -> Result<Outcome> {
-    context.print(text(report, Timestamp::now()));
-    context.json_result(report)?;
-    Ok(Outcome::Done)
+fn show(context: &Context<'_>, report: &Report<'_>) -> Result<()> {
+    context.print(text(report, Timestamp::now(), context.verbose()));
+    context.json_result(report)
 }
 
-fn text(report: &Report<'_>, now: Timestamp) -> String {
+/// Writes the metrics, if a file was named.
+fn written(context: &Context<'_>, args: &StatusArgs, repository: &Repository) -> Result<Outcome> {
+    let Some(path) = &args.metrics else {
+        return Ok(Outcome::Done);
+    };
+    Ok(match metrics::record(context, Some(path), repository, |_| ()) {
+        true => Outcome::Done,
+        false => Outcome::Warnings,
+    })
+}
+
+fn text(report: &Report<'_>, now: Timestamp, is_long: bool) -> String {
     let mut lines = vec![("Repository", report.repository.display().to_string())];
     if let Some(server) = report.server {
         lines.push(("Server", printable::line(server)));
     }
-    let used = units::size(report.used_bytes);
-    match report.status {
-        None => lines.push(("On disk", used)),
-        Some(Status { writer: by, disk, .. }) => lines.extend([
-            ("Writer", writer(by.as_ref(), now)),
-            (
-                "On disk",
-                format!(
-                    "{used}: {} in the store, {} only in the current view, {} only in other views",
-                    units::size(disk.store_bytes),
-                    units::size(disk.current_view_bytes),
-                    units::size(disk.other_views_bytes),
-                ),
-            ),
-        ]),
+    if let Some(format) = report.morning.format {
+        lines.push(("Format", format.to_string()));
     }
+    if let Some(status) = report.status {
+        lines.push(("Writer", writer(status.writer.as_ref(), now)));
+        lines.push(("Readers", readers(&status.views)));
+    }
+    lines.push(("On disk", on_disk(report, is_long)));
     let free = format!(
         "{} of {}",
         units::size(report.free_bytes),
         units::size(report.size_bytes)
     );
     lines.push(("Free", free));
+    lines.extend(morning(&report.morning, report.status, now));
     let mut text: String = lines
         .iter()
-        .map(|(name, value)| format!("{:<12}{value}\n", format!("{name}:")))
+        .map(|(name, value)| format!("{:<13}{value}\n", format!("{name}:")))
         .collect();
-    if let Some(status) = report.status {
+    if let Some(status) = report.status.filter(|_| is_long) {
         text.push('\n');
         text.push_str(&views(&status.views, now));
     }
     text.push_str(&clients(report.connected, now));
     text.push_str(&absent(report.connected));
     text
+}
+
+fn on_disk(report: &Report<'_>, is_long: bool) -> String {
+    let used = units::size(report.used_bytes);
+    let Some(disk) = report.status.map(|status| &status.disk).filter(|_| is_long) else {
+        return used;
+    };
+    let known = disk.store_bytes + disk.current_view_bytes + disk.other_views_bytes;
+    format!(
+        "{used}: {} in the store, {} only in the current view, {} only in other views, {} of other files",
+        units::size(disk.store_bytes),
+        units::size(disk.current_view_bytes),
+        units::size(disk.other_views_bytes),
+        units::size(disk.total_bytes.saturating_sub(known)),
+    )
+}
+
+/// `none`, or `3: vbk mount /mnt (process 812), ...`
+fn readers(views: &[ViewStatus]) -> String {
+    let mut readers: Vec<&Process> = views.iter().flat_map(|view| &view.readers).collect();
+    readers.sort_by_key(|reader| reader.pid);
+    // A mount holds several views.
+    readers.dedup_by(|one, other| one.pid.is_some() && one.pid == other.pid);
+    if readers.is_empty() {
+        return "none".to_owned();
+    }
+    let described = readers.iter().map(|reader| match reader.pid {
+        Some(pid) => format!("`{}` (process {pid})", name(reader)),
+        None => name(reader),
+    });
+    let described: Vec<_> = described.collect();
+    format!("{}: {}", readers.len(), described.join(", "))
+}
+
+/// Returns the lines about the backups.
+fn morning(morning: &Morning, status: Option<&Status>, now: Timestamp) -> Vec<(&'static str, String)> {
+    let ago = |at: Timestamp| {
+        let age = now.duration_since(at).as_secs();
+        format!("{} UTC, {}", units::time(at), units::age(age))
+    };
+    let mut lines = Vec::new();
+    if let Some(facts) = &morning.facts {
+        let count = format!(
+            "{} of {}",
+            units::count(facts.backups, "backup"),
+            units::count(facts.guests, "guest")
+        );
+        lines.push(("Backups", count));
+        let last = facts.last_backup.as_ref().zip(facts.last_backup_at);
+        lines.push((
+            "Last backup",
+            last.map_or_else(|| "none".to_owned(), |(backup, at)| format!("{}: {backup}", ago(at))),
+        ));
+        let verify = facts.last_verify.map_or_else(|| "none is recorded".to_owned(), ago);
+        let oldest = facts
+            .oldest_proof
+            .map(|at| format!("the oldest proof is of {}", ago(at)));
+        let unproven = match facts.unproven_backups {
+            0 => None,
+            number => Some(format!("{} not verified yet", units::count(number, "backup"))),
+        };
+        let verify: Vec<_> = [Some(verify), oldest, unproven].into_iter().flatten().collect();
+        lines.push(("Last verify", verify.join("; ")));
+    }
+    if morning.facts.is_some() || morning.last_prune.is_some() {
+        let prune = morning.last_prune.map_or_else(|| "none is recorded".to_owned(), ago);
+        lines.push(("Last prune", prune));
+    }
+    if let Some(unfinished) = morning.unfinished.filter(|unfinished| !unfinished.is_empty()) {
+        let whose = match status.is_some_and(|status| status.writer.is_some()) {
+            true => "of the process that writes now",
+            false => "left by interrupted runs, for the next backup",
+        };
+        let (size, blocks) = (
+            units::size(unfinished.stored_bytes),
+            units::count(unfinished.blocks, "block"),
+        );
+        lines.push(("Unfinished", format!("{size} in {blocks}, {whose}")));
+    }
+    match &morning.facts {
+        Some(facts) if facts.damaged_backups == 0 => lines.push(("Damage", "none known".to_owned())),
+        Some(facts) => lines.push((
+            "Damage",
+            format!(
+                "in {}; `vbk list` shows which, `vbk repair` mends what it can",
+                units::count(facts.damaged_backups, "backup")
+            ),
+        )),
+        None if morning.needs_key => lines.push((
+            "Backups",
+            "not read; no key was given that opens the repository".to_owned(),
+        )),
+        None => lines.push(("Backups", "can't be read; `vbk list` says why".to_owned())),
+    }
+    lines
 }
 
 /// Returns a table of the clients that are connected; empty without one.

@@ -273,3 +273,56 @@ fn metrics_of_a_later_version_do_not_make_the_file_foreign() {
     );
     assert!(Values::parse("node_hope 3\n").is_none());
 }
+
+#[test]
+fn figures_of_the_repository_are_kept_until_another_command_knows_better() {
+    let (_dir, path) = place();
+    write(&path, &[("web1", bad()), ("old", good()), ("new", bad())], None).expect("works");
+    let mut metrics = Metrics::at(&path).expect("opens");
+    metrics.repository.verified(at(5_000), 2);
+    metrics.repository.left(100, 7);
+    metrics.finish(|_| true).expect("writes");
+    let mut metrics = Metrics::at(&path).expect("opens");
+    metrics.repository.pruned(at(9_000));
+    metrics.repository.left(100, 0);
+    metrics.facts = Some(Facts {
+        backups: 3,
+        last_success: [("web1".to_owned(), at(1_000_000))].into(),
+        ..Facts::default()
+    });
+    metrics.finish(|_| true).expect("writes");
+    let text = text_of(&path);
+    for line in [
+        "vbk_verify_last_run_timestamp_seconds 5",
+        "vbk_verify_damage 2",
+        "vbk_prune_last_run_timestamp_seconds 9",
+        "vbk_repository_stored_bytes 100",
+        "vbk_repository_unreferenced_bytes 0",
+        "vbk_repository_backups 3",
+        // The repository knows it, and the file never did.
+        r#"vbk_backup_last_success_timestamp_seconds{guest="web1"} 1000"#,
+        // Its first backup is still to come.
+        r#"vbk_backup_success{guest="new"} 0"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+    }
+    assert!(!text.contains("old"), "it was forgotten: {text}");
+    assert_eq!(Values::parse(&text).expect("is ours").render(), text);
+}
+
+/// node_exporter refuses a file in which a metric comes twice, or has two descriptions.
+#[test]
+fn every_metric_has_one_name_and_one_meaning() {
+    let all = OF_A_GUEST
+        .iter()
+        .chain(&OF_A_REHEARSAL)
+        .chain(&OF_A_RUN)
+        .chain(&OF_A_REPOSITORY);
+    let mut names = std::collections::BTreeSet::new();
+    for (name, help) in all {
+        assert!(names.insert(name), "{name} comes twice");
+        let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+        assert!(name.starts_with("vbk_") && name.bytes().all(is_letter), "{name}");
+        assert!(help.ends_with('.') && !help.contains(['\\', '\n']), "{help}");
+    }
+}

@@ -55,10 +55,18 @@ fn busy() -> Status {
 #[test]
 fn a_busy_repository_names_its_writer_and_readers() {
     let expected = "\
-Repository: /var/lib/vbk
-Writer:     `backup web1` (process 4711, for 12s)
-On disk:    4 GiB: 3 GiB in the store, 8 KiB only in the current view, 1 GiB only in other views
-Free:       88 GiB of 100 GiB
+Repository:  /var/lib/vbk
+Format:      3
+Writer:      `backup web1` (process 4711, for 12s)
+Readers:     2: an unknown process, `vbk mount /mnt` (process 812)
+On disk:     4 GiB: 3 GiB in the store, 8 KiB only in the current view, 1 GiB only in other views, 0 B of other files
+Free:        88 GiB of 100 GiB
+Backups:     7 backups of 2 guests
+Last backup: 2026-11-21 05:00:00 UTC, 1 hour ago: web1@2026-11-21T04-59-00Z
+Last verify: 2026-11-21 03:00:00 UTC, 3 hours ago; the oldest proof is of 2026-11-01 03:00:00 UTC, 20 days ago; 1 backup not verified yet
+Last prune:  2026-11-20 04:00:00 UTC, 26 hours ago
+Unfinished:  1 MiB in 2 blocks, of the process that writes now
+Damage:      in 1 backup; `vbk list` shows which, `vbk repair` mends what it can
 
 VIEW  STATE      AGE  PROCESS  READ BY
    3  stale    6m12s        -  none; the next writer removes it
@@ -67,8 +75,54 @@ VIEW  STATE      AGE  PROCESS  READ BY
    5  current  6m12s        -  none
 ";
     let (status, nobody) = (busy(), Connected::default());
-    let report = Report::of_directory(Path::new("/var/lib/vbk"), &status, &nobody);
-    assert_eq!(text(&report, at(NOW)), expected);
+    let report = Report::of_directory(Path::new("/var/lib/vbk"), &status, &nobody, monday());
+    assert_eq!(text(&report, at(NOW), true), expected);
+    let short = text(&report, at(NOW), false);
+    assert!(
+        !short.contains("VIEW") && short.contains("On disk:     4 GiB\n"),
+        "{short}"
+    );
+}
+
+#[test]
+fn a_repository_that_no_key_opens_is_shown_without_its_backups() {
+    let (status, nobody) = (busy(), Connected::default());
+    let report = Report::of_directory(Path::new("/r"), &status, &nobody, locked());
+    let text = text(&report, at(NOW), false);
+    assert!(
+        text.ends_with("Backups:     not read; no key was given that opens the repository\n"),
+        "{text}"
+    );
+}
+
+fn locked() -> Morning {
+    Morning {
+        needs_key: true,
+        ..Morning::default()
+    }
+}
+
+fn monday() -> Morning {
+    Morning {
+        format: Some(3),
+        needs_key: false,
+        facts: Some(Facts {
+            backups: 7,
+            guests: 2,
+            last_backup: Some("web1@2026-11-21T04-59-00Z".into()),
+            last_backup_at: Some(at("2026-11-21T05:00:00Z")),
+            last_verify: Some(at("2026-11-21T03:00:00Z")),
+            oldest_proof: Some(at("2026-11-01T03:00:00Z")),
+            unproven_backups: 1,
+            damaged_backups: 1,
+            ..Facts::default()
+        }),
+        unfinished: Some(Unfinished {
+            blocks: 2,
+            stored_bytes: 1 << 20,
+        }),
+        last_prune: Some(at("2026-11-20T04:00:00Z")),
+    }
 }
 
 #[test]
@@ -96,7 +150,7 @@ fn the_json_has_the_repository_and_its_status() {
     let status = busy();
     let repository = Path::new("/var/lib/vbk");
     let nobody = Connected::default();
-    let report = Report::of_directory(repository, &status, &nobody);
+    let report = Report::of_directory(repository, &status, &nobody, monday());
     let json = serde_json::to_value(report).expect("serializes");
     assert_eq!(json["repository"], "/var/lib/vbk");
     assert_eq!(json["writer"]["command"], "backup web1");
@@ -155,12 +209,13 @@ fn a_server_tells_who_is_connected_and_who_was() {
             tokens_total: 3,
         },
     };
-    let report = Report::of_server(Path::new("vbk://dc2"), &served);
+    let report = Report::of_server(Path::new("vbk://dc2"), &served, locked());
     let expected = "\
-Repository: vbk://dc2
-Server:     vbk 0.1.0
-On disk:    4 GiB
-Free:       88 GiB of 100 GiB
+Repository:  vbk://dc2
+Server:      vbk 0.1.0
+On disk:     4 GiB
+Free:        88 GiB of 100 GiB
+Backups:     not read; no key was given that opens the repository
 
 CLIENT  FROM          COMMAND  SINCE         IN     RATE    OUT   RATE  BACKLOG  ASKED  PROGRAM
 web1    tls 10.0.0.5  -        6m12s ago  3 GiB  85 MB/s  4 KiB  0 B/s   64 MiB      2  vbk 0.1.0
@@ -171,7 +226,7 @@ TOKEN  RIGHTS  LAST SEEN            FROM
 db1    backup  2026-11-20 05:54:00  10.0.0.9
 new    backup  never                -
 ";
-    assert_eq!(text(&report, at(NOW)), expected);
+    assert_eq!(text(&report, at(NOW), false), expected);
     let json = serde_json::to_value(&report).expect("serializes");
     assert_eq!(json["clients"][0]["way"], "tls");
     assert_eq!(json["clients"][0]["backlog_bytes"], 64 << 20);
