@@ -56,12 +56,29 @@ pub struct Config {
     pub bandwidth: Option<Bandwidth>,
     /// Limit of the copies of what is read from a repository on another host; 0 for none.
     pub cache: Option<u64>,
-    /// Shell command for guests that were not backed up.
-    pub on_failure: Option<String>,
+    /// Who is told of the end of a night, and how.
+    pub notices: Notices,
     /// Guests that --all leaves out, as patterns with `*` and `?`.
     pub exclude: Vec<String>,
     defaults: Section,
     guests: BTreeMap<GuestName, Section>,
+}
+
+/// Ways to tell of failures, and of the end of a run over all guests.
+#[derive(Debug, Default)]
+pub struct Notices {
+    /// Shell command for guests that were not backed up.
+    pub on_failure: Option<String>,
+    /// Shell command for a run that backed up all guests.
+    pub on_success: Option<String>,
+    /// URL that is called after a run that backed up all guests.
+    pub success_url: Option<String>,
+    /// URL that is called after any other run.
+    pub failure_url: Option<String>,
+    /// Mail addresses, separated by commas.
+    pub mail_to: Option<String>,
+    /// Mail is sent after every run, and not only after failures and warnings.
+    pub mail_always: bool,
 }
 
 /// Backups of a guest that `vbk forget` keeps.
@@ -175,6 +192,9 @@ impl Config {
 
     fn has_commands(&self) -> bool {
         let in_section = |section: &Section| section.pre_freeze.is_some() || section.post_thaw.is_some();
-        self.on_failure.is_some() || in_section(&self.defaults) || self.guests.values().any(in_section)
+        self.notices.on_failure.is_some()
+            || self.notices.on_success.is_some()
+            || in_section(&self.defaults)
+            || self.guests.values().any(in_section)
     }
 }

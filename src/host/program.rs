@@ -159,6 +159,8 @@ fn package_of(program: &str) -> &'static str {
         }
         "thin_delta" | "thin_dump" => "; on Debian: apt install thin-provisioning-tools",
         "virsh" => "; on Debian: apt install libvirt-clients",
+        "curl" => "; on Debian: apt install curl",
+        "sendmail" => "; on Debian: apt install a mail server that sends, e.g. msmtp-mta or postfix",
         _ => "",
     }
 }

@@ -7,6 +7,7 @@ mod host;
 mod limits;
 mod lvm;
 mod nights;
+mod notices;
 
 use std::fs;
 

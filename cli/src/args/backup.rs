@@ -83,8 +83,8 @@ pub struct BackupArgs {
     #[arg(long, value_name = "TIME", value_parser = parse::parse_duration)]
     pub time_limit: Option<Duration>,
 
-    /// Write metrics for Prometheus (node_exporter's textfile collector) to this file. The metrics of a guest stay as long
-    /// as this host or the repository knows it
+    /// Write metrics for Prometheus (node_exporter's textfile collector) to this file, which other commands share. The metrics of
+    /// a guest go when its backups are forgotten, or when a run over all guests finds that this host does not have it any more
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
 

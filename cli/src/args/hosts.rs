@@ -25,8 +25,17 @@ priority.
 on-failure runs for each guest that was not backed up, once for all guests that a
 time limit left out, and once for a run that ended before its first guest; the
 latter two have VBK_GUEST=--all. VBK_ERROR is the error, VBK_KIND its kind in one
-word (locked, unavailable, no-space ...), VBK_HOST the host. on-failure does not
-run after Ctrl-C or for an invalid configuration; check the exit code.
+word, VBK_HOST the host. The kinds are usage, not-found, invalid, denied, locked,
+unavailable, time-limit, no-space, read-only, corrupt, unsupported, interrupted
+and internal. on-failure does not run after Ctrl-C or for an invalid
+configuration; check the exit code.
+
+At the end of `vbk backup --all` vbk tells of the whole run. on-success runs if
+every guest was backed up: VBK_GUESTS is their number, VBK_WARNINGS that of the
+warnings, VBK_SUMMARY the message. success-url is called by curl then, and
+failure-url otherwise, with the message as a POST: for a service that alerts when
+a call does not come. mail-to gets the message by sendmail. Programs have 90 s;
+one that fails is a warning. An interrupted run tells nobody.
 
 A configuration with all settings. Settings that a guest lacks come from
 [defaults]; a guest without disks has those from libvirt or tags.
@@ -40,6 +49,11 @@ A configuration with all settings. Settings that a guest lacks come from
   bandwidth = "5MB/s 8:00-18:00, 50MB/s" # to and from another host
   cache = "1G"                          # of what is read from another host; off
   on-failure = 'echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root' # see above
+  on-success = 'touch /run/vbk/last-good-night'
+  success-url = "https://hc-ping.com/UUID"
+  failure-url = "https://hc-ping.com/UUID/fail"
+  mail-to = "admin@example.com"         # several with commas
+  mail = "trouble"                      # failures and warnings; always
 
   [defaults]
   exclude = ["test*"]                   # guests that --all leaves out

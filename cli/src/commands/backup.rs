@@ -3,6 +3,7 @@
 mod attached;
 mod monitoring;
 mod nightly;
+mod notices;
 mod plan;
 mod queue;
 mod reload;
@@ -20,7 +21,7 @@ use vbk::host::run::Run;
 use vbk::limit::{LimitOptions, requests};
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
-use vbk_repo::repository::Reserve;
+use vbk_repo::repository::{Repository, Reserve, Unfinished};
 
 use self::monitoring::Monitoring;
 use self::plan::{Common, Job, Planned};
@@ -34,6 +35,7 @@ use crate::exit::{Error, Outcome, Result};
 use crate::machine;
 use crate::notify::Notifier;
 use crate::signals;
+use crate::terminal::{log, units};
 use crate::warnings::warn_of_foreign_changes;
 
 /// Result for one guest.
@@ -55,8 +57,10 @@ struct Ended {
     done: Vec<Done>,
     /// Warnings that concern no single guest.
     warnings: u64,
-    /// All guests that this host or the repository knows. `None` if they could not all be listed.
+    /// All guests that this host knows. `None` if they could not all be listed.
     known: Option<Vec<GuestName>>,
+    /// Blocks that guests which were not backed up left for the next run; `None` if that is not known.
+    kept: Option<Unfinished>,
     /// Held until every report is written.
     _lock: Option<NightlyLock>,
 }
@@ -71,18 +75,20 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         .metrics
         .as_deref()
         .or(known.and_then(|config| config.metrics.as_deref()));
-    let on_failure = known.and_then(|config| config.on_failure.as_deref());
-    let mut monitoring = Monitoring::new(&programs, metrics, on_failure, started);
+    let notices = known.map(|config| &config.notices);
+    let mut monitoring = Monitoring::new(&programs, metrics, notices, started);
     let ended = config.and_then(|config| back_up(context, config, args, &programs, started, &mut monitoring));
     let Ended {
         mut done,
         mut warnings,
         known,
+        kept,
         _lock,
     } = match ended {
         Ok(ended) => ended,
         Err(error) => {
-            monitoring.nothing_was_done(args.guest.as_ref(), &error, clock.elapsed());
+            let repository = context.opened_already();
+            monitoring.nothing_was_done(args.guest.as_ref(), &error, repository, clock.elapsed());
             return Err(error);
         }
     };
@@ -98,10 +104,14 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         let known = known.as_ref().filter(|_| args.all);
         known.is_none_or(|known| known.iter().any(|guest| guest.as_str() == name))
     };
+    monitoring.note(context.opened_already());
+    if args.all {
+        monitoring.tell(&done, warnings, context.opened_already(), clock.elapsed());
+    }
     warnings += monitoring.finish(is_known);
     match args.all {
-        true => all_done(context, &done, warnings, clock.elapsed()),
-        false => one_done(context, done, warnings, clock.elapsed()),
+        true => all_done(context, &done, warnings, kept, clock.elapsed()),
+        false => one_done(context, done, warnings, kept, clock.elapsed()),
     }
 }
 
@@ -140,7 +150,7 @@ fn back_up(
     };
     let Planned {
         jobs: mut planned,
-        mut found,
+        found,
         notes,
     } = common.all()?;
     for note in &notes {
@@ -164,7 +174,6 @@ fn back_up(
     notifier.ready();
     let catalogue = writer.catalogue()?;
     warn_of_foreign_changes(&catalogue);
-    found.extend(catalogue.guests().into_iter().cloned());
     let queue = Queue::at(&machine::cache_dir());
     queue.sort(&mut planned, &catalogue);
     let host = Host::new(programs.clone(), run, &machine::cache_dir());
@@ -178,17 +187,52 @@ fn back_up(
         notifier: &notifier,
         is_all: args.all,
     };
-    let Results { done, warnings } = workers.run(planned, jobs)?;
+    let Results { mut done, warnings } = workers.run(planned, jobs)?;
     notifier.stopping();
     if args.all {
         queue.remember(&done);
     }
+    // What no barrier covered is gone when the store is closed.
+    drop(writer);
+    let kept = match done.iter().any(|done| done.result.is_err()) {
+        true => kept(&repository),
+        false => None,
+    };
+    for done in &mut done {
+        note_kept(done, kept);
+    }
     Ok(Ended {
         done,
+        kept,
         warnings: warnings + notes.len() as u64,
         known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
     })
+}
+
+/// Returns what a run that ended early has left for the next one.
+fn kept(repository: &Repository) -> Option<Unfinished> {
+    let view = repository.view().ok()?;
+    let kept = repository.unfinished(view.number(), &mut |_| ())?;
+    Some(kept)
+}
+
+/// Adds what is kept for the next run to the error of a full repository.
+fn note_kept(done: &mut Done, kept: Option<Unfinished>) {
+    if let Err(Error::Engine(vbk::Error::RepositoryFull { kept_bytes, source, .. })) = &mut done.result {
+        tracing::info!("{}: {source}", done.guest);
+        *kept_bytes = kept.map(|kept| kept.stored_bytes);
+    }
+}
+
+/// `176 MiB in 176 blocks are kept for the next run, ...`; `None` if there is nothing.
+fn describe(kept: Option<Unfinished>) -> Option<String> {
+    let kept = kept.filter(|kept| !kept.is_empty())?;
+    Some(format!(
+        "{} in {} are kept, and are not stored again by the next run; `vbk prune` removes what it does not need",
+        units::size(kept.stored_bytes),
+        units::count(kept.blocks, "block"),
+    ))
 }
 
 /// The command in the list of the runs and in the writer's lock.
@@ -208,9 +252,21 @@ fn no_guests(notes: &[String]) -> Error {
     })
 }
 
-fn one_done(context: &Context<'_>, mut done: Vec<Done>, warnings: u64, took: Duration) -> Result<Outcome> {
+fn one_done(
+    context: &Context<'_>,
+    mut done: Vec<Done>,
+    warnings: u64,
+    kept: Option<Unfinished>,
+    took: Duration,
+) -> Result<Outcome> {
     let done = done.pop().expect("one guest was planned");
-    let summary = done.result?;
+    let summary = match (done.result, describe(kept)) {
+        (Err(error), Some(text)) if error.kind() == ErrorKind::Interrupted => return Err(Error::Interrupted(text)),
+        (Err(Error::TimeOver(_)), Some(text)) => {
+            return Err(Error::TimeOver(format!("the time limit was reached; {text}")));
+        }
+        (result, _) => result?,
+    };
     context.say(report::last_line(&summary, took));
     let warnings = done.warnings + warnings;
     context.json_result(&report::Report::new(&summary, warnings))?;
@@ -220,14 +276,27 @@ fn one_done(context: &Context<'_>, mut done: Vec<Done>, warnings: u64, took: Dur
     })
 }
 
-fn all_done(context: &Context<'_>, done: &[Done], warnings: u64, took: Duration) -> Result<Outcome> {
-    if let Some(table) = report::table(done, context.quiet()) {
+fn all_done(
+    context: &Context<'_>,
+    done: &[Done],
+    warnings: u64,
+    kept: Option<Unfinished>,
+    took: Duration,
+) -> Result<Outcome> {
+    if let Some(table) = report::table(done, context.quiet(), !log::is_beside_output()) {
         context.print(table);
     }
-    context.json_result(&report::AllReport::new(done, warnings, took))?;
+    let text = describe(kept);
+    context.json_result(&report::AllReport::new(done, warnings, kept, took))?;
     let interrupted = |done: &Done| matches!(&done.result, Err(error) if error.kind() == ErrorKind::Interrupted);
     if done.iter().any(interrupted) {
-        return Err(vbk::Error::Interrupted.into());
+        return Err(match text {
+            Some(text) => Error::Interrupted(text),
+            None => vbk::Error::Interrupted.into(),
+        });
+    }
+    if let Some(text) = text {
+        context.say(text);
     }
     Ok(match done.iter().filter(|done| done.result.is_ok()).count() {
         0 => Outcome::Failed,

@@ -36,6 +36,11 @@ struct Report<'a> {
     jobs: Option<u32>,
     metrics: Option<&'a Path>,
     on_failure: Option<&'a str>,
+    on_success: Option<&'a str>,
+    success_url: Option<&'a str>,
+    failure_url: Option<&'a str>,
+    mail_to: Option<&'a str>,
+    mail_always: bool,
     exclude: &'a [String],
     defaults: Settings,
     guests: BTreeMap<String, Settings>,
@@ -67,7 +72,12 @@ fn check(context: &Context<'_>) -> Result<Outcome> {
         encrypted: config.encrypted,
         jobs: config.jobs,
         metrics: config.metrics.as_deref(),
-        on_failure: config.on_failure.as_deref(),
+        on_failure: config.notices.on_failure.as_deref(),
+        on_success: config.notices.on_success.as_deref(),
+        success_url: config.notices.success_url.as_deref(),
+        failure_url: config.notices.failure_url.as_deref(),
+        mail_to: config.notices.mail_to.as_deref(),
+        mail_always: config.notices.mail_always,
         exclude: &config.exclude,
         defaults: settings_of(&config.defaults(), None),
         guests: configured().map(of).collect(),
@@ -86,6 +96,15 @@ fn check(context: &Context<'_>) -> Result<Outcome> {
     })
 }
 
+/// `admin@example.com, after failures and warnings`
+fn mail(report: &Report<'_>) -> Option<String> {
+    let when = match report.mail_always {
+        true => "after every night",
+        false => "after failures and warnings",
+    };
+    report.mail_to.map(|address| format!("{address}, {when}"))
+}
+
 fn print(context: &Context<'_>, report: &Report<'_>) {
     let path = |path: Option<&Path>| path.map(|path| path.display().to_string());
     let file = path(report.file).unwrap_or_else(|| format!("none: {DEFAULT_PATH} does not exist"));
@@ -101,6 +120,10 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
         ("Jobs", report.jobs.map(|jobs| jobs.to_string())),
         ("Metrics", path(report.metrics)),
         ("On failure", report.on_failure.map(str::to_owned)),
+        ("On success", report.on_success.map(str::to_owned)),
+        ("Success URL", report.success_url.map(str::to_owned)),
+        ("Failure URL", report.failure_url.map(str::to_owned)),
+        ("Mail", mail(report)),
         (
             "Not in --all",
             Some(report.exclude.join(", ")).filter(|text| !text.is_empty()),

@@ -30,6 +30,11 @@ const TOP: &[&str] = &[
     "bandwidth",
     "cache",
     "on-failure",
+    "on-success",
+    "success-url",
+    "failure-url",
+    "mail-to",
+    "mail",
     "defaults",
     "guest",
 ];
@@ -66,6 +71,37 @@ pub(super) fn config(path: &Path, text: &str) -> Result<Config, Vec<String>> {
     }
 }
 
+/// Parses a URL that is to be called.
+fn parse_url(text: &str) -> Result<String, String> {
+    let is_web = text.starts_with("https://") || text.starts_with("http://");
+    match is_web && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("write the whole URL, e.g. https://hc-ping.com/UUID".to_owned()),
+    }
+}
+
+/// Parses mail addresses, separated by commas.
+fn parse_addresses(text: &str) -> Result<String, String> {
+    // An address goes to a program as a word of its command, and into a header.
+    let is_address = |address: &str| {
+        let address = address.trim();
+        !address.is_empty() && !address.starts_with('-') && address.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match text.split(',').all(is_address) {
+        true => Ok(text.to_owned()),
+        false => Err("write an address or several with commas, e.g. \"admin@example.com\"".to_owned()),
+    }
+}
+
+/// Parses `always` or `trouble`.
+fn parse_mail(text: &str) -> Result<bool, String> {
+    match text {
+        "always" => Ok(true),
+        "trouble" => Ok(false),
+        _ => Err("write \"always\", or \"trouble\" for failures and warnings only".to_owned()),
+    }
+}
+
 struct Reader<'a> {
     path: &'a Path,
     text: &'a str,
@@ -89,7 +125,12 @@ impl Reader<'_> {
                 "reconnect-for" => config.reconnect_for = self.parsed(key, value, parse::parse_duration_or_zero),
                 "bandwidth" => config.bandwidth = self.parsed(key, value, parse::parse_bandwidth),
                 "cache" => config.cache = self.parsed(key, value, parse::parse_size_or_off),
-                "on-failure" => config.on_failure = self.command(key, value),
+                "on-failure" => config.notices.on_failure = self.command(key, value),
+                "on-success" => config.notices.on_success = self.command(key, value),
+                "success-url" => config.notices.success_url = self.parsed(key, value, parse_url),
+                "failure-url" => config.notices.failure_url = self.parsed(key, value, parse_url),
+                "mail-to" => config.notices.mail_to = self.parsed(key, value, parse_addresses),
+                "mail" => config.notices.mail_always = self.parsed(key, value, parse_mail).unwrap_or_default(),
                 "defaults" => self.defaults(config, key, value),
                 "guest" => self.guests(config, key, value),
                 _ => self.unknown(key, "", TOP),

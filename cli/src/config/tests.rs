@@ -75,7 +75,7 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
         (Some(2), Some("key-file in the configuration"))
     );
     assert_eq!(
-        config.on_failure.as_deref(),
+        config.notices.on_failure.as_deref(),
         Some(r#"echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root"#)
     );
     let disk = |name: &str| DiskName::new(name).expect("a name");
@@ -191,7 +191,7 @@ fn the_example_in_the_help_is_a_valid_configuration() {
     assert_eq!(told, usual);
     let web1 = config.guest(&guest("web1"));
     assert!(web1.disks.is_some() && web1.domain.is_some() && !web1.skip_disks.is_empty());
-    assert!(config.metrics.is_some() && config.on_failure.is_some() && config.excludes(&guest("test7")));
+    assert!(config.metrics.is_some() && config.notices.on_failure.is_some() && config.excludes(&guest("test7")));
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn a_run_ends_at_its_time_limit() {
         assert!(error.contains("the time limit was reached"), "{all}");
     }
     assert_eq!(host.snapshots(), [] as [&str; 0]);
-    assert_eq!(host.read("failures"), "slow unavailable\n--all unavailable\n");
+    assert_eq!(host.read("failures"), "slow time-limit\n--all time-limit\n");
     assert_eq!(host.lab.listed().len(), 1);
     // One guest alone; what was stored is not stored again.
     let said = host.run(args!["backup", "slow", "--time-limit", "1s"]).code(1);

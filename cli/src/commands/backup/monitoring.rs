@@ -1,4 +1,5 @@
-//! Reports of a run beside the terminal: metrics for Prometheus, and the administrator's on-failure command.
+//! Reports of a run beside the terminal: metrics for Prometheus, the administrator's on-failure command, and the notices of the
+//! whole run.
 //!
 //! A run that ends before its first guest is reported like one in which every guest fails: at night nobody watches the
 //! terminal.
@@ -13,9 +14,12 @@ use vbk::guest::discover::GuestError;
 use vbk::host::program::{ProgramError, Programs};
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
+use vbk_repo::repository::Repository;
 
 use super::Done;
+use super::notices::{self, Night};
 use crate::commands::backup::nightly;
+use crate::config::Notices;
 use crate::exit::{Error, Result};
 use crate::machine::host;
 use crate::metrics::{GuestRun, Made, Metrics, WholeRun};
@@ -26,7 +30,7 @@ const ALL: &str = "--all";
 /// Sends the reports of one run.
 pub struct Monitoring<'a> {
     programs: &'a Programs,
-    on_failure: Option<&'a str>,
+    notices: Option<&'a Notices>,
     metrics: Mutex<Option<Metrics>>,
     started: Timestamp,
     /// Number of guests that a run over all guests has to back up, once it is known.
@@ -40,12 +44,12 @@ impl<'a> Monitoring<'a> {
     pub fn new(
         programs: &'a Programs,
         metrics: Option<&Path>,
-        on_failure: Option<&'a str>,
+        notices: Option<&'a Notices>,
         started: Timestamp,
     ) -> Self {
         let mut monitoring = Self {
             programs,
-            on_failure,
+            notices,
             metrics: Mutex::default(),
             started,
             guests: 0,
@@ -60,7 +64,7 @@ impl<'a> Monitoring<'a> {
 
     /// Runs the on-failure command for a guest, if there is one.
     pub fn failed(&self, guest: &str, error: &Error) -> std::result::Result<(), ProgramError> {
-        match self.on_failure {
+        match self.notices.and_then(|notices| notices.on_failure.as_deref()) {
             Some(command) => nightly::on_failure(self.programs, command, guest, error, &host()),
             None => Ok(()),
         }
@@ -99,7 +103,13 @@ impl<'a> Monitoring<'a> {
     }
 
     /// Reports a run that ended before its first guest, for `guest` or for all.
-    pub fn nothing_was_done(mut self, guest: Option<&GuestName>, error: &Error, took: Duration) {
+    pub fn nothing_was_done(
+        mut self,
+        guest: Option<&GuestName>,
+        error: &Error,
+        repository: Option<&Repository>,
+        took: Duration,
+    ) {
         if guest.is_some() && is_slip(error) {
             return;
         }
@@ -108,6 +118,10 @@ impl<'a> Monitoring<'a> {
         {
             self.warn(&format!("the on-failure command: {why}"));
         }
+        if guest.is_none() {
+            self.tell_of(&[], Some(error), 0, repository, took);
+        }
+        self.note(repository);
         match guest {
             None => self.record_whole(self.guests, false),
             // Written below.
@@ -143,6 +157,48 @@ impl<'a> Monitoring<'a> {
                 failed,
                 success,
             });
+        }
+    }
+
+    /// Tells of a run over all guests, in the ways that the configuration names. A person who interrupted it knows.
+    pub fn tell(&mut self, done: &[Done], warnings: u64, repository: Option<&Repository>, took: Duration) {
+        let warnings = warnings + self.warnings + done.iter().map(|done| done.warnings).sum::<u64>();
+        self.tell_of(done, None, warnings, repository, took);
+    }
+
+    fn tell_of(
+        &mut self,
+        done: &[Done],
+        error: Option<&Error>,
+        warnings: u64,
+        repository: Option<&Repository>,
+        took: Duration,
+    ) {
+        let Some(notices) = self.notices else {
+            return;
+        };
+        let failed = done.iter().filter_map(|done| done.result.as_ref().err());
+        if failed.chain(error).any(|error| error.kind() == ErrorKind::Interrupted) {
+            return;
+        }
+        let night = Night {
+            host: &host(),
+            started: self.started,
+            took,
+            done,
+            error,
+            warnings,
+            repository,
+        };
+        for why in notices::tell(self.programs, notices, &night) {
+            self.warn(&why);
+        }
+    }
+
+    /// Adds figures of the repository to the metrics.
+    pub fn note(&self, repository: Option<&Repository>) {
+        if let (Some(metrics), Some(repository)) = (self.metrics.lock().as_mut(), repository) {
+            metrics.note(repository);
         }
     }
 

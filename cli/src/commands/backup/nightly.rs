@@ -145,7 +145,7 @@ pub fn on_failure(
         .arg(shell_command)
         .env("VBK_GUEST", variable(guest))
         .env("VBK_ERROR", variable(&error.message()))
-        .env("VBK_KIND", kind_word(error.kind()))
+        .env("VBK_KIND", error.word())
         .env("VBK_HOST", variable(host));
     program::act(command, HOOK_LIMIT)
 }
@@ -155,22 +155,6 @@ fn variable(text: &str) -> String {
     let ends = text.char_indices().map(|(start, letter)| start + letter.len_utf8());
     let end = ends.take_while(|end| *end <= MAX_TEXT_BYTES).last().unwrap_or(0);
     text[..end].replace('\0', " ")
-}
-
-fn kind_word(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "not-found",
-        ErrorKind::Corrupt => "corrupt",
-        ErrorKind::Locked => "locked",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::NoSpace => "no-space",
-        ErrorKind::Denied => "denied",
-        ErrorKind::ReadOnly => "read-only",
-        ErrorKind::Invalid => "invalid",
-        ErrorKind::Unsupported => "unsupported",
-        ErrorKind::Interrupted => "interrupted",
-        ErrorKind::Internal => "internal",
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use vbk::backup::BackupSummary;
 use vbk::observer::Counts;
 use vbk_repo::backup::{Consistency, Image};
+use vbk_repo::repository::Unfinished;
 
 use super::Done;
 use crate::terminal::table::{Align, Table};
@@ -55,6 +56,9 @@ pub struct AllReport<'a> {
     failed: usize,
     /// Warnings that concern no single guest, e.g. about leftovers that could not be removed.
     warnings: u64,
+    /// Blocks that the failed guests left for the next run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfinished: Option<Unfinished>,
     duration_ms: u64,
 }
 
@@ -62,22 +66,28 @@ pub struct AllReport<'a> {
 #[serde(untagged)]
 enum GuestReport<'a> {
     Made(Box<Report<'a>>),
-    Failed { guest: &'a str, error: String },
+    Failed {
+        guest: &'a str,
+        error: String,
+        kind: &'static str,
+    },
 }
 
 impl<'a> AllReport<'a> {
     /// Describes a run; `all` is sorted by name.
-    pub fn new(all: &'a [Done], warnings: u64, took: Duration) -> Self {
+    pub fn new(all: &'a [Done], warnings: u64, unfinished: Option<Unfinished>, took: Duration) -> Self {
         let guest = |done: &'a Done| match &done.result {
             Ok(summary) => GuestReport::Made(Box::new(Report::new(summary, done.warnings))),
             Err(error) => GuestReport::Failed {
                 guest: done.guest.as_str(),
                 error: error.message(),
+                kind: error.word(),
             },
         };
         Self {
             guests: all.iter().map(guest).collect(),
             warnings,
+            unfinished,
             failed: all.iter().filter(|done| done.result.is_err()).count(),
             duration_ms: units::milliseconds(took),
         }
@@ -97,8 +107,9 @@ pub fn last_line(summary: &BackupSummary, took: Duration) -> String {
     )
 }
 
-/// Returns the table of a run over several guests. With `quiet` it has only those that failed or had warnings.
-pub fn table(all: &[Done], quiet: bool) -> Option<Table> {
+/// Returns the table of a run over several guests. With `quiet` it has only those that failed or had warnings. `says_why`: the reader
+/// of the table does not see the log.
+pub fn table(all: &[Done], quiet: bool, says_why: bool) -> Option<Table> {
     let mut table = Table::new(&[
         ("GUEST", Align::Left),
         ("RESULT", Align::Left),
@@ -131,7 +142,10 @@ pub fn table(all: &[Done], quiet: bool) -> Option<Table> {
                 "-".to_owned(),
                 "-".to_owned(),
                 units::duration(done.took),
-                error.text(),
+                match says_why {
+                    true => error.text(),
+                    false => "see above".to_owned(),
+                },
             ],
         };
         table.row(row);

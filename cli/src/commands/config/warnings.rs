@@ -6,7 +6,7 @@ use std::path::Path;
 
 use vbk::guest::discover::{Found, FoundGuest};
 
-use crate::config::{Config, others_may_write};
+use crate::config::{Config, Notices, others_may_write};
 use crate::machine;
 use crate::place;
 
@@ -28,6 +28,23 @@ pub(super) fn warnings(config: &Config, found: &Found) -> Vec<String> {
         warnings.extend(guest_warnings(config, guest));
     }
     warnings
+}
+
+/// Lists the programs that the notices need and this host does not have.
+fn missing_programs(notices: &Notices) -> Vec<String> {
+    let url = notices.success_url.as_ref().or(notices.failure_url.as_ref());
+    let needed = [
+        ("success-url and failure-url", url, "curl"),
+        ("mail-to", notices.mail_to.as_ref(), "sendmail"),
+    ];
+    let path = machine::path();
+    let is_there = |program: &str| std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
+    let missing = needed
+        .into_iter()
+        .filter(|(_, value, program)| value.is_some() && !is_there(program));
+    missing
+        .map(|(name, _, program)| format!("{name}: {program} is not installed, so nobody would be told"))
+        .collect()
 }
 
 /// Lists the problems with the file itself, with what it says of the repository, and with `[defaults]`.
@@ -55,12 +72,14 @@ fn file_warnings(config: &Config, found: &Found) -> Vec<String> {
     ] {
         warnings.extend(path.as_deref().and_then(secret).map(|why| format!("{name}: {why}")));
     }
+    warnings.extend(missing_programs(&config.notices));
     let metrics = config.metrics.as_deref().and_then(Path::parent);
     if let Some(directory) = metrics.filter(|directory| !directory.is_dir()) {
         warnings.push(format!("metrics: directory {} does not exist", directory.display()));
     }
     warnings.extend(
         config
+            .notices
             .on_failure
             .as_deref()
             .and_then(command)
