@@ -27,6 +27,7 @@ use crate::exit::{Error, Outcome, Result};
 use crate::handover::Handover;
 use crate::leftover_mounts::clean_leftovers;
 use crate::machine;
+use crate::notify::Notifier;
 use crate::secrets;
 use crate::servers::{Record, Server, Servers};
 use crate::terminal::units;
@@ -207,6 +208,8 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         volumes::unmount(&point, WhenBusy::Detach)?;
         return Err(error);
     }
+    let notifier = args.foreground.then(Notifier::from_environment);
+    notifier.iter().for_each(|notifier| notifier.ready());
     if let Some(name) = new_file {
         name.keep();
     }
@@ -217,6 +220,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         umount_elsewhere(shown.as_deref().unwrap_or(&point));
     })?;
     session.wait();
+    notifier.iter().for_each(|notifier| notifier.stopping());
     let finished = tree.finish();
     let written_bytes = tree.written_bytes();
     drop((session, tree, hidden));
@@ -311,6 +315,8 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     if !args.foreground || outcome == Outcome::Failed {
         return Ok(outcome);
     }
+    let notifier = Notifier::from_environment();
+    notifier.ready();
     let watcher = take_down_on_signal(signals, move || {
         if let Err(error) = volumes::unmount(&point, WhenBusy::Fail) {
             tracing::warn!("{error}");
@@ -321,6 +327,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     })?;
     // The server ends when its mount is gone, whoever took it down.
     let ended = server.child.wait();
+    notifier.stopping();
     watcher.end();
     ended.map_err(Error::io("wait for the mount to end"))?;
     match served {

@@ -19,6 +19,7 @@ use crate::args::MountArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
+use crate::notify::Notifier;
 use crate::secrets;
 use crate::servers::Record;
 use crate::warnings::warn_of_clock;
@@ -86,8 +87,11 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
         volumes::unmount(&point, WhenBusy::Detach)?;
         return Err(error);
     }
+    let notifier = args.foreground.then(Notifier::from_environment);
+    notifier.iter().for_each(|notifier| notifier.ready());
     let watcher = take_down_on_signal(signals, move || umount_elsewhere(&point))?;
     session.wait();
+    notifier.iter().for_each(|notifier| notifier.stopping());
     record.end(context, 0, Ok::<_, Error>(()))?;
     watcher.end();
     daemon::end();
