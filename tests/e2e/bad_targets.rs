@@ -72,6 +72,7 @@ fn a_file_that_is_a_disk_of_a_loop_device_is_refused_even_with_force() {
 fn an_unusable_restore_target_is_named() {
     let lab = lab_with_a_backup();
     let dir = lab.subdir("directory");
+    std::fs::create_dir(dir.join("vda.img")).expect("makes a directory");
     let before = names_in(lab.dir());
     lab.run(args!["restore", "web1@latest", dir, "--force"])
         .code(1)

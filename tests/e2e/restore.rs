@@ -239,3 +239,42 @@ fn a_partition_image_of_the_mount_can_be_written_to_a_partition() {
     );
     lab.umount(&dir);
 }
+
+#[test]
+fn a_directory_gets_all_disks_of_a_guest_and_its_files() {
+    let lab = Lab::new();
+    write_noise(&lab.path("a.img"), 1, 3 * MIB);
+    write_noise(&lab.path("b.img"), 2, 2 * MIB);
+    fs::write(lab.path("note"), "rack 7").expect("writes");
+    let disk = |name: &str, file: &str| format!("{name}={}", lab.path(file).display());
+    lab.ok(args![
+        "backup",
+        "web1",
+        disk("vda", "a.img"),
+        disk("vdb", "b.img"),
+        "--attach",
+        disk("note.txt", "note")
+    ]);
+    let out = lab.path("out");
+    let missing = lab.run(args!["restore", "web1@latest", out]).code(2);
+    missing.says(&["name a directory for all of them", "/vda"]);
+    let ending = format!("{}/", out.display());
+    let answer = lab.json(args!["restore", "web1@latest", ending]);
+    assert_eq!(answer["disks"].as_array().map(Vec::len), Some(2), "{answer}");
+    assert_eq!(str_of(&answer["files"][0], "disk"), "note.txt");
+    assert_eq!(names_in(&out), ["note.txt", "vda.img", "vdb.img"]);
+    assert_is_noise(&out.join("vda.img"), 1, 3 * MIB);
+    assert_is_noise(&out.join("vdb.img"), 2, 2 * MIB);
+    assert_eq!(fs::read_to_string(out.join("note.txt")).expect("reads"), "rack 7");
+    // Nothing is written if anything is in the way.
+    fs::remove_file(out.join("vda.img")).expect("removes");
+    lab.run(args!["restore", "web1@latest", out])
+        .code(1)
+        .says(&["vdb.img exists"]);
+    assert!(!out.join("vda.img").exists());
+    lab.ok(args!["restore", "web1@latest/vda", out]);
+    assert_is_noise(&out.join("vda.img"), 1, 3 * MIB);
+    lab.ok(args!["restore", "web1@latest", out, "--force"]);
+    lab.run(args!["restore", "web1@latest/vda", out, "--differential"])
+        .code(2);
+}

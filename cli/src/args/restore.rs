@@ -34,7 +34,8 @@ pub struct RestoreArgs {
     pub backup: BackupSpec,
 
     /// New file, block device at least as large as the disk, or - for standard output; with --differential the device or
-    /// existing file
+    /// existing file. A directory gets all disks of the backup, as vda.img and so on, and the guest's files; one that ends with /
+    /// is made
     #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
     pub target: Option<PathBuf>,
 

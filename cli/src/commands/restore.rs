@@ -2,6 +2,7 @@
 
 mod create;
 mod differential;
+mod directory;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +60,7 @@ struct WipedJson {
 pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
     match (&args.create_in, &args.target) {
         (Some(group), _) => create::run(context, args, group),
+        (None, Some(target)) if directory::is_directory(target) => directory::run(context, args, target),
         (None, Some(target)) => disk(context, args, target),
         (None, None) => Err(Error::Usage("name a target, or a volume group with --create-in".into())),
     }
@@ -263,7 +265,7 @@ fn choose<'a>(backup: &'a Backup, spec: &BackupSpec) -> Result<&'a Image> {
         (None, several) => {
             let names = several.iter().map(|image| format!("{}/{}", backup.spec(), image.disk));
             Err(Error::Usage(format!(
-                "{} has several disks; name one of {}",
+                "{} has several disks; name a directory for all of them, or one of {}",
                 backup.spec(),
                 names.collect::<Vec<_>>().join(", ")
             )))

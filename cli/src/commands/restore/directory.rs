@@ -1,0 +1,167 @@
+//! `vbk restore BACKUP DIRECTORY`: all disks of a guest as files in a directory, and the files that describe it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vbk::restore::{Damaged, Fill, Format, RestoreOptions, Restored, restore};
+use vbk_repo::backup::{Backup, Image};
+use vbk_repo::reader::{ImageReader, ReadResources};
+
+use super::{Disk, Report, damage_mode, print_damaged};
+use crate::args::{FileFormat, RestoreArgs};
+use crate::context::{Context, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::signals;
+use crate::terminal::progress::{Progress, Words};
+use crate::terminal::units;
+use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
+
+#[derive(Serialize)]
+struct WholeReport {
+    backup: String,
+    target: PathBuf,
+    disks: Vec<Report>,
+    files: Vec<Report>,
+    duration_ms: u64,
+}
+
+/// Returns whether a target means a directory to put files into: it is one, or ends like one.
+pub fn is_directory(target: &Path) -> bool {
+    target.is_dir() || target.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+/// Restores the disks and files of a backup, or one disk of it, as files in a directory, which is made if it is missing.
+pub fn run(context: &Context<'_>, args: &RestoreArgs, directory: &Path) -> Result<Outcome> {
+    let started = Instant::now();
+    if args.differential || args.changes.is_some() {
+        return Err(Error::Usage(format!(
+            "{} is a directory; --differential and --changes are for one disk, and need its device or file",
+            directory.display()
+        )));
+    }
+    let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
+    let view = context.view()?;
+    let catalogue = view.catalogue()?;
+    warn_of_foreign_changes(&catalogue);
+    let entry = catalogue.find(&args.backup)?;
+    warn_of_clock(&catalogue, &args.backup, entry);
+    let backup = &*entry.backup;
+    let (images, files): (Vec<&Image>, &[Image]) = match &args.backup.disk {
+        Some(disk) => (vec![backup.image(disk)?], &[]),
+        None => (backup.images.iter().collect(), &backup.files),
+    };
+    let format = match args.format {
+        Some(FileFormat::Qcow2) => Format::Qcow2,
+        Some(FileFormat::Raw) | None => Format::Raw,
+    };
+    let extension = match format {
+        Format::Qcow2 => "qcow2",
+        Format::Raw => "img",
+    };
+    // The names that a mount shows.
+    let mut plan: Vec<_> = images
+        .into_iter()
+        .map(|image| (image, directory.join(format!("{}.{extension}", image.disk)), format))
+        .collect();
+    let disks = plan.len();
+    plan.extend(
+        files
+            .iter()
+            .map(|file| (file, directory.join(file.disk.as_str()), Format::Raw)),
+    );
+    check_targets(args, &plan)?;
+    make(directory)?;
+    let total = plan.iter().map(|(image, ..)| image.size_bytes).sum();
+    let progress = Progress::new(context.quiet(), total, Words::Plain);
+    let (mut reports, mut outcome) = (Vec::new(), Outcome::Done);
+    for (image, target, format) in plan {
+        let reader = ImageReader::open(view.store_to_scan(), ReadResources::new(threads()), image)?;
+        let disk = Disk {
+            started: Instant::now(),
+            backup,
+            image,
+            reader,
+        };
+        let options = RestoreOptions {
+            label: disk.label(),
+            format,
+            changes: None,
+            force: args.force,
+            fill: Fill::Image,
+            damaged: damage_mode(args),
+            threads: threads(),
+        };
+        let restored = restore(&disk.reader, image.data_bytes, &target, &options, &cancel, &progress)?;
+        outcome = outcome.worse(tell(context, &progress, &disk, &target, &restored, options.damaged));
+        reports.push(Report::new(&disk, &target, &restored, disk.started.elapsed()));
+    }
+    progress.finish();
+    let files = reports.split_off(disks);
+    let took = started.elapsed();
+    context.say(last_line(backup, directory, (disks, files.len()), took));
+    context.json_result(&WholeReport {
+        backup: backup.spec(),
+        target: directory.to_owned(),
+        disks: reports,
+        files,
+        duration_ms: units::milliseconds(took),
+    })?;
+    Ok(outcome)
+}
+
+/// Fails if a file exists, before anything is written.
+fn check_targets(args: &RestoreArgs, plan: &[(&Image, PathBuf, Format)]) -> Result<()> {
+    let exists = |(_, target, _): &&(&Image, PathBuf, Format)| target.symlink_metadata().is_ok();
+    match plan.iter().find(exists).filter(|_| !args.force) {
+        Some((_, target, _)) => Err(vbk::Error::TargetExists(target.clone()).into()),
+        None => Ok(()),
+    }
+}
+
+fn make(directory: &Path) -> Result<()> {
+    match std::fs::create_dir(directory) {
+        Err(error) if !directory.is_dir() => Err(Error::io(format!("create {}", directory.display()))(error)),
+        _ => Ok(()),
+    }
+}
+
+fn tell(
+    context: &Context<'_>,
+    progress: &Progress,
+    disk: &Disk<'_>,
+    target: &Path,
+    restored: &Restored,
+    damaged: Damaged,
+) -> Outcome {
+    let mut outcome = Outcome::Done;
+    progress.suspend(|| {
+        context.say(format_args!(
+            "{}: {} ({} of data) restored to {}",
+            disk.label(),
+            units::size(disk.image.size_bytes),
+            units::size(disk.image.data_bytes),
+            target.display()
+        ));
+        let instead = match damaged {
+            Damaged::Keep => "they are as they were in the file, or zeros in a new one",
+            Damaged::Zeros | Damaged::Refuse => "they are zeros",
+        };
+        outcome = print_damaged(&disk.label(), &restored.damaged, instead);
+    });
+    outcome
+}
+
+fn last_line(backup: &Backup, directory: &Path, (disks, files): (usize, usize), took: Duration) -> String {
+    let files = match files {
+        0 => String::new(),
+        files => format!(" and {}", units::count(files as u64, "file")),
+    };
+    format!(
+        "{}: {}{files} restored to {} in {}",
+        backup.spec(),
+        units::count(disks as u64, "disk"),
+        directory.display(),
+        units::duration(took)
+    )
+}
