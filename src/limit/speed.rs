@@ -86,6 +86,8 @@ pub(crate) fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Res
     let mut source = Source::open(disk)?;
     source.pass_by_page_cache();
     let identity = identity(disk, source.size_bytes());
+    // The next loop device of this number may be any other file.
+    let cache = cache.filter(|_| !is_loop(disk));
     let known = cache.and_then(|cache| load(cache).devices.get(&identity).copied());
     if let Some(known) = known.filter(|known| known.holds(now)) {
         return Ok(known.speed());
@@ -143,6 +145,12 @@ fn identity(disk: &Path, size_bytes: u64) -> String {
             format!("file {inode} {size_bytes} {}", disk.display())
         }
     }
+}
+
+/// Returns whether a disk is a loop device.
+fn is_loop(disk: &Path) -> bool {
+    let number = DeviceNumber::of_block_device(disk);
+    number.is_some_and(|number| number.attribute("loop/backing_file").is_some())
 }
 
 fn load(directory: &Path) -> Cache {
