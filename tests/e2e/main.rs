@@ -24,6 +24,7 @@ mod damage;
 mod damage_matrix;
 mod diff;
 mod differential;
+mod figures;
 mod files;
 mod full_disk;
 mod golden;
