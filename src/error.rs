@@ -26,7 +26,7 @@ pub enum Error {
     Repository(#[from] vbk_repo::Error),
     /// The repository's file system is full.
     #[error(
-        "the repository's file system is full: {}up to {} of the disks were not read yet", kept(*.kept_bytes),
+        "the repository's file system is full (no space left on device): {}up to {} of the disks were not read yet", kept(*.kept_bytes),
         size(*.left_bytes)
     )]
     RepositoryFull {

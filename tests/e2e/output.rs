@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -257,4 +258,22 @@ fn a_hostile_record_is_escaped_and_overflows_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_mount_in_the_foreground_tells_systemd_when_it_is_ready() {
+    let lab = lab_with_a_disk();
+    lab.backup("web1", &lab.path("disk.img"));
+    let (dir, socket) = (lab.subdir("images"), lab.path("notify"));
+    let ear = UnixDatagram::bind(&socket).expect("binds");
+    ear.set_read_timeout(Some(Duration::from_secs(60))).expect("is ours");
+    let mut command = Command::new(VBK);
+    command.env("NOTIFY_SOCKET", &socket);
+    let running = lab.start_command(command, args!["--repo", lab.place(), "mount", "--foreground", dir]);
+    let mut buffer = [0; 200];
+    let len = ear.recv(&mut buffer).expect("it tells");
+    assert_eq!(String::from_utf8_lossy(&buffer[..len]), "READY=1\n");
+    assert_eq!(crate::support::lab::names_in(&dir), ["web1"]);
+    lab.umount(&dir);
+    running.wait().code(0);
 }

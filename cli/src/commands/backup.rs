@@ -34,6 +34,7 @@ use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
 use crate::notify::Notifier;
+use crate::place;
 use crate::signals;
 use crate::terminal::{log, units};
 use crate::warnings::warn_of_foreign_changes;
@@ -87,8 +88,8 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     } = match ended {
         Ok(ended) => ended,
         Err(error) => {
-            let repository = context.opened_already();
-            monitoring.nothing_was_done(args.guest.as_ref(), &error, repository, clock.elapsed());
+            let repository = repository_after(context, &error);
+            monitoring.nothing_was_done(args.guest.as_ref(), &error, repository.as_ref(), clock.elapsed());
             return Err(error);
         }
     };
@@ -208,6 +209,23 @@ fn back_up(
         known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
     })
+}
+
+/// Returns the repository for the reports of a run that ended before it opened one: unless the repository itself is the reason, or is
+/// on another host, for which a run may wait long.
+fn repository_after(context: &Context<'_>, error: &Error) -> Option<Repository> {
+    if let Some(repository) = context.opened_already() {
+        return Some(repository.clone());
+    }
+    let is_other = matches!(
+        error,
+        Error::Engine(_) | Error::Usage(_) | Error::NoGuests(_) | Error::Busy(_) | Error::Io { .. }
+    );
+    let path = context.repository_path().ok()?;
+    if !is_other || place::is_address(path) {
+        return None;
+    }
+    context.opened_without_question(&context.locked_repository().ok()?)
 }
 
 /// Returns what a run that ended early has left for the next one.
