@@ -125,8 +125,8 @@ fn state_of(repository: &Repository) -> String {
 
 fn cut(mut text: String) -> String {
     if text.len() > MAX_MESSAGE_BYTES {
-        let end = text.floor_char_boundary(MAX_MESSAGE_BYTES);
-        text.truncate(end);
+        let end = (0..=MAX_MESSAGE_BYTES).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
         text.push_str("\n... and more: see the log\n");
     }
     text
@@ -248,7 +248,7 @@ mod tests {
     fn a_value_for_curl_is_one_line_and_says_the_same() {
         assert_eq!(quoted("a \"b\"\\\n\tc"), "\"a \\\"b\\\"\\\\\\n\\tc\"");
         // Escaping at most doubles it.
-        assert!(2 * MAX_MESSAGE_BYTES + 1024 < 64 << 10);
+        const { assert!(2 * MAX_MESSAGE_BYTES + 1024 < 64 << 10) };
     }
 
     #[test]
