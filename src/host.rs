@@ -9,3 +9,4 @@ pub(crate) mod lvm;
 pub mod memory;
 pub mod program;
 pub mod run;
+pub mod terminal;

@@ -8,7 +8,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -24,6 +24,8 @@ mod ioctl {
         ficlone,
         nix::request_code_write!(0x94, 9, size_of::<nix::libc::c_int>())
     );
+    // asm-generic/ioctls.h
+    nix::ioctl_read_bad!(get_window_size, nix::libc::TIOCGWINSZ, nix::libc::winsize);
     // The number tells the size of the head alone.
     nix::ioctl_readwrite_bad!(fs_fiemap, nix::request_code_readwrite!(b'f', 11, 32), super::FileMap);
 }
@@ -33,6 +35,19 @@ pub(crate) fn clone_file(source: &File, copy: &File) -> io::Result<()> {
     // SAFETY: the argument is a file descriptor by value, open as long as `source` is borrowed; no memory is touched.
     unsafe { ioctl::ficlone(copy.as_raw_fd(), source.as_raw_fd()) }?;
     Ok(())
+}
+
+/// Returns the number of columns of a terminal (`TIOCGWINSZ`, ioctl_tty(2)); 0 if the terminal does not know it.
+pub(crate) fn window_columns(terminal: BorrowedFd<'_>) -> io::Result<u16> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the kernel writes one `struct winsize` to the pointer, which is valid for that (drivers/tty/tty_io.c, tiocgwinsz).
+    unsafe { ioctl::get_window_size(terminal.as_raw_fd(), &raw mut size) }?;
+    Ok(size.ws_col)
 }
 
 /// The size of a block device in bytes (`BLKGETSIZE64`).

@@ -5,12 +5,18 @@ use std::io::{ErrorKind, Write};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use vbk::host::terminal;
 
 use crate::exit::{Error, Result};
 use crate::terminal::printable;
 
 /// The first failure, reported at the end of the run.
 static FAILED: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Returns the number of columns of the terminal that standard output is; `None` if it is a file or a pipe.
+pub fn columns() -> Option<usize> {
+    terminal::columns(std::io::stdout())
+}
 
 /// Writes text for people.
 pub fn write(text: impl std::fmt::Display) {

@@ -1,31 +1,43 @@
-//! The display of a running command: a bar on a terminal, and warnings everywhere.
+//! The display of a running command: one line on a terminal, and warnings everywhere.
+//!
+//! The line is made anew whenever it is drawn, for the width that the terminal has then.
+
+mod line;
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use parking_lot::Mutex;
+use vbk::host::terminal;
 use vbk::observer::{Counts, Event, Observer};
 
-use crate::terminal::output;
-use crate::terminal::units;
+use self::line::{Guests, Line, Rate};
+use crate::terminal::{output, printable, units};
 
-/// Interval between updates of the text beside the bar.
-const REDRAW: Duration = Duration::from_millis(100);
+/// Interval between two drawings, also while nothing happens: the window may be made smaller.
+const REDRAW: Duration = Duration::from_millis(200);
 
-/// Draws a bar and counts warnings.
+/// Draws a line and counts warnings.
 pub struct Progress {
     bar: ProgressBar,
     says: bool,
-    counts: Mutex<Shown>,
+    shown: Arc<Mutex<Shown>>,
     warnings: AtomicU64,
 }
 
+/// What the line shows besides the position.
 struct Shown {
+    disk: String,
+    guests: Option<Guests>,
     counts: Counts,
     words: Words,
-    last: Instant,
+    /// The end is known.
+    has_total: bool,
+    started: Instant,
+    rate: Rate,
 }
 
 /// Text beside the bar.
@@ -38,58 +50,90 @@ pub enum Words {
 }
 
 impl Progress {
-    /// Starts a bar of `total` bytes. It is hidden with `quiet`, or if standard error is not a terminal.
+    /// Starts a line about `total` bytes. It is hidden with `quiet`, or if standard error is not a terminal.
     pub fn new(quiet: bool, total: u64, words: Words) -> Self {
-        let shown = !quiet && std::io::stderr().is_terminal();
-        let target = if shown {
-            ProgressDrawTarget::stderr_with_hz(10)
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
-        let style = ProgressStyle::with_template(
-            "{prefix}{percent:>3}% {bar:24} {binary_bytes}/{binary_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
-        );
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self {
-            bar,
-            says: false,
-            counts: Mutex::new(Shown {
-                counts: Counts::default(),
-                words,
-                last: Instant::now(),
-            }),
-            warnings: AtomicU64::new(0),
-        }
+        Self::start(quiet, Some(total), words)
     }
 
     /// Starts a count of bytes whose total is not known.
     pub fn counting(quiet: bool) -> Self {
-        let progress = Self::new(quiet, 0, Words::Plain);
-        progress.bar.unset_length();
-        let style = ProgressStyle::with_template("{spinner} {binary_bytes}  {decimal_bytes_per_sec}  {wide_msg}");
-        progress
-            .bar
-            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        progress
+        Self::start(quiet, None, Words::Plain)
+    }
+
+    fn start(quiet: bool, total: Option<u64>, words: Words) -> Self {
+        let is_shown = !quiet && std::io::stderr().is_terminal();
+        let target = match is_shown {
+            true => ProgressDrawTarget::stderr_with_hz(10),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let shown = Arc::new(Mutex::new(Shown {
+            disk: String::new(),
+            guests: None,
+            counts: Counts::default(),
+            words,
+            has_total: total.is_some(),
+            started: Instant::now(),
+            rate: Rate::default(),
+        }));
+        let bar = ProgressBar::with_draw_target(total, target);
+        let style = ProgressStyle::with_template("{line}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let drawn = Arc::clone(&shown);
+        let draw = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let columns = terminal::columns(std::io::stderr()).unwrap_or(80);
+            let text = drawn.lock().line(state).fit(columns.saturating_sub(1));
+            // A drawing that fails has no reader.
+            let _ = out.write_str(&text);
+        };
+        bar.set_style(style.with_key("line", draw));
+        if is_shown {
+            bar.enable_steady_tick(REDRAW);
+        }
+        Self {
+            bar,
+            says: false,
+            shown,
+            warnings: AtomicU64::new(0),
+        }
+    }
+
+    /// Shows which of these guests are at work.
+    pub fn with_guests(self, all: usize) -> Self {
+        self.shown.lock().guests = Some(Guests::new(all));
+        self
+    }
+
+    /// Work on a guest starts.
+    pub fn begin_guest(&self, name: &str) {
+        if let Some(guests) = &mut self.shown.lock().guests {
+            guests.begin(printable::line(name));
+        }
+    }
+
+    /// Work on a guest ends.
+    pub fn end_guest(&self, name: &str) {
+        if let Some(guests) = &mut self.shown.lock().guests {
+            guests.end(&printable::line(name));
+        }
     }
 
     /// Adds to the position.
     pub fn add(&self, bytes: u64) {
         self.bar.inc(bytes);
+        self.shown.lock().rate.add(bytes);
     }
 
     /// Sets the position, for work that is not counted by events.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
+        self.shown.lock().rate.set(done);
     }
 
-    /// Removes the bar.
+    /// Removes the line.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Hides the bar while `print` prints.
+    /// Hides the line while `print` prints.
     pub fn suspend(&self, print: impl FnOnce()) {
         self.bar.suspend(print);
     }
@@ -114,33 +158,40 @@ impl Progress {
     }
 }
 
+impl Shown {
+    fn line(&mut self, state: &ProgressState) -> Line {
+        let total_bytes = state.len().filter(|_| self.has_total);
+        let who = match &self.guests {
+            Some(guests) => guests.describe(),
+            None => line::Who::Disk(self.disk.clone()),
+        };
+        Line {
+            who,
+            done_bytes: state.pos(),
+            total_bytes,
+            bytes_per_sec: self.rate.per_sec(Instant::now()),
+            elapsed: self.started.elapsed(),
+            counts: (self.words == Words::Backup).then_some(self.counts),
+        }
+    }
+}
+
 impl Observer for Progress {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Disk { name, size_bytes } => {
-                self.bar.set_prefix(format!("{name} "));
+                self.shown.lock().disk = printable::line(name);
                 tracing::info!("reading {name}, {}", units::size(size_bytes));
             }
             Event::Done(counts) => {
-                self.bar.inc(counts.done_bytes());
-                let mut shown = self.counts.lock();
-                shown.counts += counts;
-                if shown.words == Words::Backup && shown.last.elapsed() >= REDRAW {
-                    shown.last = Instant::now();
-                    let Counts {
-                        new_bytes,
-                        unchanged_bytes,
-                        zero_bytes,
-                        ..
-                    } = shown.counts;
-                    let size = units::size;
-                    self.bar.set_message(format!(
-                        "{} new, {} unchanged, {} zero",
-                        size(new_bytes),
-                        size(unchanged_bytes),
-                        size(zero_bytes)
-                    ));
+                {
+                    let mut shown = self.shown.lock();
+                    shown.counts += counts;
+                    // Holes and what is skipped cost no time; a limit is about what is read.
+                    shown.rate.add(counts.read_bytes);
                 }
+                // Without the lock: the drawing takes it.
+                self.bar.inc(counts.done_bytes());
             }
             // The first two are followed by a warning for people.
             Event::HintsWrong { .. } | Event::Peak { .. } | Event::DisksRead | Event::DisksNeeded => {}

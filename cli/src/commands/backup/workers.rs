@@ -66,7 +66,10 @@ impl Workers<'_> {
     /// Backs up all guests, so many at a time, and returns a result for each.
     pub fn run(&self, jobs: Vec<Job>, at_once: usize) -> Result<Results> {
         let total = jobs.iter().map(|job| job.size_bytes).sum();
-        let progress = Progress::new(self.context.quiet(), total, Words::Backup);
+        let mut progress = Progress::new(self.context.quiet(), total, Words::Backup);
+        if self.is_all {
+            progress = progress.with_guests(jobs.len());
+        }
         let shared = Shared {
             guests: jobs.len(),
             queue: Mutex::new(jobs.into()),
@@ -117,6 +120,7 @@ impl Shared<'_> {
             let guest = job.guest.clone();
             let is_begun = !self.workers.cancel.load(Ordering::SeqCst);
             self.workers.notifier.status(&self.status(&guest));
+            self.progress.begin_guest(guest.as_str());
             let clock = Instant::now();
             let observer: Arc<GuestObserver> = Arc::new(GuestObserver {
                 guest: guest.clone(),
@@ -138,6 +142,7 @@ impl Shared<'_> {
                 ))
             });
             drop(observer.turn.lock().take());
+            self.progress.end_guest(guest.as_str());
             let took = clock.elapsed();
             if let Err(error) = &result {
                 self.failed(&guest, error, is_begun, &observer);
