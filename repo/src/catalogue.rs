@@ -1,7 +1,7 @@
 //! All backups of a repository, and the ways in which people name one of them.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::backup::{Backup, Entry};
 use crate::block::Hashing;
 use crate::error::{Error, Result};
-use crate::name::{BackupTime, GuestName};
+use crate::name::{BackupTime, GuestName, matches};
 use crate::store::{Received, Record, StoreReader};
 
 /// Number of candidates that an error lists.
@@ -186,6 +186,34 @@ impl Catalogue {
         all
     }
 
+    /// Returns the same without some backups, named as `GUEST@TIME`. Fails if another record is damaged: what it needs is not known.
+    pub(crate) fn without(&self, forgotten: &HashSet<String>) -> Result<Self> {
+        for error in &self.damaged {
+            match error {
+                Error::RecordDamaged { backup, .. } if forgotten.contains(backup) => {}
+                _ => {
+                    return Err(Error::CantTellUnused {
+                        what: error.to_string(),
+                    });
+                }
+            }
+        }
+        let is_left = |entry: &&Entry| !forgotten.contains(&entry.backup.spec());
+        Ok(Self {
+            entries: self.entries.iter().filter(is_left).cloned().collect(),
+            damaged: Vec::new(),
+            received: HashMap::new(),
+            generation: self.generation,
+        })
+    }
+
+    /// Like [`Catalogue::with`], without the records that can't be read.
+    pub(crate) fn with_readable(&self, hashing: Hashing, records: Vec<Record>) -> Self {
+        let mut all = self.with(hashing, records);
+        all.damaged.clear();
+        all
+    }
+
     /// Returns all backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -287,6 +315,50 @@ impl Catalogue {
             guest: guest.to_string(),
             known,
         })
+    }
+
+    /// Returns the guests with these names, or with names that match these patterns of [`matches`]. An error for one that no guest
+    /// has.
+    pub fn guests_like(&self, patterns: &[GuestName]) -> Result<BTreeSet<&GuestName>> {
+        let known = self.guests();
+        let mut found = BTreeSet::new();
+        for pattern in patterns {
+            // A name may have a star in it.
+            let is_like = |guest: &GuestName| match self.latest(pattern) {
+                Some(_) => guest == pattern,
+                None => matches(pattern.as_str(), guest.as_str()),
+            };
+            let like: Vec<_> = known.iter().copied().filter(|guest| is_like(guest)).collect();
+            if like.is_empty() {
+                self.check_guest(pattern)?;
+            }
+            found.extend(like);
+        }
+        Ok(found)
+    }
+
+    /// Returns the doubts about all backups, in the order of [`Catalogue::entries`]: see [`Catalogue::doubt`].
+    pub fn doubts(&self, now: Timestamp) -> Vec<Option<ClockDoubt>> {
+        let is_future = |backup: &Backup| backup.time.timestamp().duration_since(now) > CLOCK_SLACK;
+        // The backup with the latest time of those of the guest that were made before.
+        let mut farthest: Option<&Backup> = None;
+        let mut doubts = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let backup = &*entry.backup;
+            farthest = farthest.filter(|other| other.guest == backup.guest);
+            if is_future(backup) {
+                doubts.push(Some(ClockDoubt::Future));
+                continue;
+            }
+            match farthest {
+                Some(other) if other.time > backup.time => doubts.push(Some(ClockDoubt::MadeAfter(other.spec()))),
+                _ => {
+                    doubts.push(None);
+                    farthest = Some(backup);
+                }
+            }
+        }
+        doubts
     }
 
     /// Returns the one backup that `spec` means.
@@ -442,6 +514,53 @@ mod tests {
             doubts[1],
             Some(ClockDoubt::MadeAfter("web1@2026-11-20T05-54-00Z".into()))
         );
+    }
+
+    #[test]
+    fn the_doubts_about_all_backups_are_those_about_each() {
+        let now = "2026-11-21T05:53:30Z".parse().expect("a time");
+        for times in [
+            &["2026-11-20T05-54-00Z", "2031-05-05T10-00-00Z", "2026-11-21T05-54-00Z"][..],
+            &[
+                "2026-11-20T05-54-00Z",
+                "2020-01-01T00-00-00Z",
+                "2021-01-01T00-00-00Z",
+                "2026-11-20T05-54-01Z",
+            ],
+            &["2026-11-19T05-54-00Z", "2026-11-20T05-54-00Z", "1970-01-01T00-00-09Z"],
+        ] {
+            let catalogue = made_in_order(times);
+            let each: Vec<_> = catalogue
+                .entries()
+                .iter()
+                .map(|entry| catalogue.doubt(&entry.backup, now))
+                .collect();
+            assert_eq!(catalogue.doubts(now), each, "{times:?}");
+            assert!(each.iter().any(Option::is_some));
+        }
+        let two = catalogue(&[("db", "2026-11-20T05-54-00Z"), ("web", "2026-11-19T05-54-00Z")]);
+        assert_eq!(two.doubts(now), [None, None]);
+    }
+
+    #[test]
+    fn guests_are_found_by_patterns() {
+        let all = catalogue(&[
+            ("db1", "2026-11-20T05-54-00Z"),
+            ("web*", "2026-11-20T05-54-00Z"),
+            ("web1", "2026-11-20T05-54-00Z"),
+            ("web20", "2026-11-20T05-54-00Z"),
+        ]);
+        let like = |patterns: &[&str]| {
+            let names: Vec<GuestName> = patterns.iter().map(|name| name.parse().expect("a name")).collect();
+            let found = all.guests_like(&names)?;
+            Ok(found.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let good = |result: Result<String>| result.expect("found");
+        assert_eq!(good(like(&["web?", "db1"])), "db1 web* web1");
+        assert_eq!(good(like(&["*1", "*b1"])), "db1 web1");
+        assert_eq!(good(like(&["web*"])), "web*", "a name of its own");
+        let error = like(&["web1", "mail*"]).expect_err("none").to_string();
+        assert!(error.contains("mail*") && error.contains("db1"), "{error}");
     }
 
     fn catalogue(backups: &[(&str, &str)]) -> Catalogue {

@@ -418,6 +418,7 @@ impl Job<'_> {
         let with = |generation| {
             let state = State {
                 protected: noted.protected,
+                note: noted.note.clone(),
                 rehearsed: noted.rehearsed,
                 arrived: sequence.map(|_| generation),
                 copy_of,

@@ -17,11 +17,14 @@ use crate::id::BackupId;
 use crate::store::{Note, StoreReader};
 
 /// State of one backup. The default is the state of a new one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The backup is kept until an administrator unprotects it.
     #[serde(default)]
     pub protected: bool,
+    /// Words of the administrator about it, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Time when all of it was last read; found intact, unless `damaged` says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<Timestamp>,
@@ -219,7 +222,7 @@ impl States {
             protected: self.is_unread(key),
             ..State::default()
         };
-        self.backups.get(key).copied().unwrap_or(unread)
+        self.backups.get(key).cloned().unwrap_or(unread)
     }
 
     /// Returns whether the note for `GUEST@TIME` exists but can't be read. Setting the state again repairs it.
@@ -284,6 +287,7 @@ mod tests {
         let backup = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
         let state = State {
             protected: true,
+            note: Some("before the upgrade".into()),
             proven: at("2026-11-21T00:00:00Z"),
             damaged: None,
             rehearsed: Some(Rehearsed {
@@ -296,7 +300,9 @@ mod tests {
             arrived: Some(3),
             copy_of: Some(BackupId([7; 32])),
         };
-        store.amend(&[], &[note_of(&backup.spec(), state)]).expect("notes");
+        store
+            .amend(&[], &[note_of(&backup.spec(), state.clone())])
+            .expect("notes");
         assert_eq!(States::load(&store).expect("loads").of(&backup), state);
         store
             .amend(&[], &[note_of(&backup.spec(), State::default())])
