@@ -51,7 +51,7 @@ pub use hosts::ConfigCommand;
 pub use init::InitArgs;
 pub use inside_path::InsidePath;
 pub use key::{KeyAddArgs, KeyCommand};
-pub use list::ListArgs;
+pub use list::{ListArgs, OrderArg, StateArg};
 pub use mount::MountArgs;
 pub use mounts::MountsArgs;
 pub use policy::PolicyArgs;
@@ -233,7 +233,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// Change the read limit of running backups
     Limit(LimitArgs),
-    /// List the backups, of all guests or of one
+    /// List the backups, of all guests or of some
+    #[command(after_help = list::HELP)]
     List(ListArgs),
     /// Show one backup in full
     Show(ShowArgs),

@@ -1,8 +1,13 @@
 //! Forms in which several commands show a backup.
 
+use jiff::tz::TimeZone;
 use serde::Serialize;
-use vbk_repo::backup::{Backup, Entry};
+use vbk_repo::backup::{Backup, Consistency, Entry};
+use vbk_repo::catalogue::ClockDoubt;
 use vbk_repo::state::{Rehearsed, State, States};
+
+use crate::args::StateArg;
+use crate::zone;
 
 /// JSON of a backup in lists.
 #[derive(Debug, Serialize)]
@@ -11,6 +16,12 @@ pub struct BackupJson<'a> {
     id: String,
     guest: &'a str,
     time: jiff::Timestamp,
+    /// The same with the offset of the time zone, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_local: Option<String>,
+    /// Name of the machine that made it.
+    host: &'a str,
+    consistency: Consistency,
     disks: Vec<&'a str>,
     size_bytes: u64,
     new_bytes: u64,
@@ -29,20 +40,24 @@ pub struct BackupJson<'a> {
 }
 
 impl<'a> BackupJson<'a> {
-    pub fn new(entry: &'a Entry, states: &States, clock: Option<String>) -> Self {
+    pub fn new(entry: &'a Entry, states: &States, doubt: Option<&ClockDoubt>, zone: Option<&TimeZone>) -> Self {
         let backup = &entry.backup;
+        let time = backup.time.timestamp();
         Self {
             backup: backup.spec(),
             id: entry.id.to_string(),
             guest: backup.guest.as_str(),
-            time: backup.time.timestamp(),
+            time,
+            time_local: zone.map(|zone| zone::json_time(time, zone)),
+            host: &backup.host,
+            consistency: backup.consistency,
             disks: disk_names(entry),
             size_bytes: backup.size_bytes(),
             new_bytes: backup.new_bytes(),
             stored_bytes: backup.stored_bytes(),
             duration_ms: backup.duration_ms,
             sequence: backup.sequence,
-            clock,
+            clock: doubt.map(ToString::to_string),
             state: states.of(backup),
             state_unreadable: states.is_unread(&backup.spec()),
         }
@@ -75,6 +90,116 @@ pub fn describe_state(states: &States, backup: &Backup) -> String {
     text
 }
 
+/// Returns whether [`describe_state`] prints this word of a backup, or the doubt beside it.
+pub fn is_in_state(states: &States, backup: &Backup, doubt: Option<&ClockDoubt>, word: StateArg) -> bool {
+    let is_unreadable = states.is_unread(&backup.spec());
+    if is_unreadable {
+        return matches!(word, StateArg::Unreadable) || (word == StateArg::Clock && doubt.is_some());
+    }
+    let state = states.of(backup);
+    let booted = state.rehearsed.map(|rehearsed| rehearsed.proof.is_some());
+    match word {
+        StateArg::Damaged => state.damaged.is_some(),
+        StateArg::Proven => state.damaged.is_none() && state.proven.is_some(),
+        StateArg::Unproven => state.damaged.is_none() && state.proven.is_none(),
+        StateArg::Protected => state.protected,
+        StateArg::Bootable => booted == Some(true),
+        StateArg::Unbootable => booted == Some(false),
+        StateArg::Unrehearsed => state.unstarted.is_some(),
+        StateArg::Unreadable => false,
+        StateArg::Clock => doubt.is_some(),
+    }
+}
+
 pub fn disk_names(entry: &Entry) -> Vec<&str> {
     entry.backup.images.iter().map(|image| image.disk.as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+    use vbk_repo::state::note_of;
+    use vbk_repo::store::memory::MemoryStore;
+    use vbk_repo::store::{Note, StoreManager};
+
+    use super::*;
+
+    #[test]
+    fn a_backup_is_in_the_states_that_the_list_prints_of_it() {
+        let backup: Backup = serde_json::from_value(serde_json::json!({
+            "format": 1, "guest": "web1", "time": "2026-11-20T05:54:00Z", "duration_ms": 1, "host": "host1",
+            "vbk_version": "1", "consistency": "crash", "images": [],
+        }))
+        .expect("a record");
+        let at = Some(jiff::Timestamp::UNIX_EPOCH);
+        let rehearsed = |proof| {
+            Some(Rehearsed {
+                at: jiff::Timestamp::UNIX_EPOCH,
+                proof,
+                duration_ms: 1,
+                accelerator: vbk_repo::state::BootAccelerator::Kvm,
+            })
+        };
+        let state = State::default;
+        let proof = Some(vbk_repo::state::BootProof::Login);
+        let all = StateArg::value_variants();
+        for (state, words, text) in [
+            (state(), &[StateArg::Unproven][..], "not proven yet"),
+            (
+                State { proven: at, ..state() },
+                &[StateArg::Proven],
+                "proven 1970-01-01",
+            ),
+            (
+                State {
+                    proven: at,
+                    damaged: at,
+                    protected: true,
+                    ..state()
+                },
+                &[StateArg::Damaged, StateArg::Protected],
+                "damaged, found 1970-01-01, protected",
+            ),
+            (
+                State {
+                    proven: at,
+                    rehearsed: rehearsed(proof),
+                    ..state()
+                },
+                &[StateArg::Proven, StateArg::Bootable],
+                "proven 1970-01-01, proven bootable 1970-01-01",
+            ),
+            (
+                State {
+                    rehearsed: rehearsed(None),
+                    unstarted: at,
+                    ..state()
+                },
+                &[StateArg::Unproven, StateArg::Unbootable, StateArg::Unrehearsed],
+                "not proven yet, did not boot 1970-01-01, could not be rehearsed 1970-01-01",
+            ),
+        ] {
+            let states = noted(&[note_of(&backup.spec(), state)]);
+            assert_eq!(describe_state(&states, &backup), text);
+            let is_in = |word: &&StateArg| is_in_state(&states, &backup, None, **word);
+            assert_eq!(
+                all.iter().filter(is_in).collect::<Vec<_>>(),
+                words.iter().collect::<Vec<_>>(),
+                "{text}"
+            );
+        }
+        let states = noted(&[Note {
+            name: format!("backup/{}", backup.spec()),
+            value: Some(b"{".to_vec()),
+        }]);
+        let is_in = |word: &&StateArg| is_in_state(&states, &backup, Some(&ClockDoubt::Future), **word);
+        let words: Vec<_> = all.iter().filter(is_in).collect();
+        assert_eq!(words, [&StateArg::Unreadable, &StateArg::Clock]);
+    }
+
+    fn noted(notes: &[Note]) -> States {
+        let store = MemoryStore::new(vbk_repo::block::BlockSize::DEFAULT);
+        store.amend(&[], notes).expect("notes");
+        States::load(&store).expect("loads")
+    }
 }

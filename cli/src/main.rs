@@ -29,6 +29,7 @@ mod machine;
 mod metrics;
 mod new_keys;
 mod notify;
+mod period;
 mod place;
 mod pruning;
 mod restoring;
@@ -40,6 +41,7 @@ mod token_file;
 mod trust;
 mod unlock;
 mod warnings;
+mod zone;
 
 use std::process::ExitCode;
 

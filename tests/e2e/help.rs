@@ -7,7 +7,7 @@ const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 const COMMANDS: [(&str, &[&str]); 22] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
-    ("list", &["guest"]),
+    ("list", &["guest", "--last", "--since", "--state", "--by", "--local"]),
     ("show", &["backup"]),
     (
         "mount",
@@ -46,7 +46,7 @@ const COMMANDS: [(&str, &[&str]); 22] = [
         &["--force", "latest", "--differential", "--dry-run", "qcow2"],
     ),
     ("verify", &["backup"]),
-    ("forget", &["--last-too", "--all", "latest"]),
+    ("forget", &["--last-too", "--all", "latest", "--guest", "--kept"]),
     (
         "boot",
         &[
@@ -201,7 +201,7 @@ fn unknown_arguments_are_a_usage_error() {
         args!["umount"],
         args!["restore", "web1@latest"],
         args!["show"],
-        args!["list", "one", "two"],
+        args!["list", "--state", "lost"],
         args!["init", "--block-size"],
         args!["list", "--quiet", "--verbose"],
     ];

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::Serialize;
 use vbk_inside::search::{Found, Pattern, search};
 use vbk_inside::volumes::Secrets;
@@ -17,11 +18,11 @@ use vbk_repo::reader::ReadResources;
 use vbk_repo::repository::View;
 
 use crate::args::FindArgs;
-use crate::args::parse::Moment;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::file_forms::{FileJson, hex_of, lossy, mode_text, shown, size_text};
 use crate::guest_files::{BackupFiles, same_disks};
+use crate::period::Period;
 use crate::secrets;
 use crate::signals;
 use crate::terminal::output::{self, JsonList, json_text};
@@ -52,6 +53,12 @@ struct VersionJson<'a> {
 pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
     let (guest, pattern) = words(args)?;
     let pattern = Pattern::new(pattern).map_err(|error| Error::Usage(error.to_string()))?;
+    let period = Period::new(
+        args.since.as_ref(),
+        args.until.as_ref(),
+        Timestamp::now(),
+        TimeZone::UTC,
+    )?;
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
     let catalogue = view.catalogue()?;
@@ -69,7 +76,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
     let mut json = context.json().then(|| JsonList::new(""));
     let (mut outcome, mut count) = (Outcome::Done, 0_usize);
     for guest in guests {
-        let entries = entries(&catalogue, &guest, args)?;
+        let entries = entries(&catalogue, &guest, &period);
         if entries.is_empty() {
             context.say(format_args!(
                 "no backup of {guest} in that time; `vbk list {guest}` lists all"
@@ -122,43 +129,9 @@ fn words(args: &FindArgs) -> Result<(Option<GuestName>, &[u8])> {
 }
 
 /// Returns the backups to search, the newest first.
-fn entries<'a>(catalogue: &'a Catalogue, guest: &GuestName, args: &FindArgs) -> Result<Vec<&'a Entry>> {
-    let now = Timestamp::now();
-    let moment = |moment: &Moment| -> Result<Bound> {
-        Ok(match moment {
-            Moment::At(text) => Bound::Text(text.clone()),
-            Moment::Ago(ago) => {
-                let ago = SignedDuration::try_from(*ago).ok();
-                let at = ago.and_then(|ago| now.checked_sub(ago).ok());
-                Bound::Time(at.ok_or_else(|| Error::Usage("that is before all times".into()))?)
-            }
-        })
-    };
-    let since = args.since.as_ref().map(moment).transpose()?;
-    let until = args.until.as_ref().map(moment).transpose()?;
-    let is_wanted = |entry: &&Entry| {
-        let time = entry.backup.time;
-        let is_since = since.as_ref().is_none_or(|since| match since {
-            Bound::Time(at) => time.timestamp() >= *at,
-            Bound::Text(text) => time.to_string() >= *text,
-        });
-        let is_until = until.as_ref().is_none_or(|until| match until {
-            Bound::Time(at) => time.timestamp() <= *at,
-            Bound::Text(text) => time
-                .to_string()
-                .get(..text.len())
-                .is_some_and(|start| start <= &text[..]),
-        });
-        is_since && is_until
-    };
-    Ok(catalogue.of(guest).rev().filter(is_wanted).collect())
-}
-
-/// First or last time of the backups to search.
-enum Bound {
-    Time(Timestamp),
-    /// The first characters of a time as it is written.
-    Text(String),
+fn entries<'a>(catalogue: &'a Catalogue, guest: &GuestName, period: &Period) -> Vec<&'a Entry> {
+    let is_wanted = |entry: &&Entry| period.contains(entry.backup.time.timestamp());
+    catalogue.of(guest).rev().filter(is_wanted).collect()
 }
 
 /// Search through the backups of one guest.

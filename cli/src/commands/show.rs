@@ -2,6 +2,7 @@
 
 mod config;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use vbk_repo::backup::{Backup, Entry};
 use vbk_repo::repository::View;
@@ -11,10 +12,12 @@ use crate::args::ShowArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::listing::describe_state;
+use crate::terminal::output;
 use crate::terminal::printable;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 use crate::warnings::{clock_doubt, warn_of_clock, warn_of_foreign_changes};
+use crate::zone;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -50,7 +53,8 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let states = view.states()?;
     let clock = clock_doubt(&catalogue, backup);
     let about = describe(&view, &entry, &states, clock.as_deref());
-    context.print(format_args!("{about}\n{}", disk_table(backup)));
+    let table = disk_table(backup).fit(output::columns(), &["SKIPPED", "STORED", "NEW", "SNAPSHOT"]);
+    context.print(format_args!("{about}\n{table}"));
     let state_unreadable = states.is_unread(&backup.spec());
     context.json_result(&Report {
         backup: backup.spec(),
@@ -77,8 +81,14 @@ fn describe(view: &View, entry: &Entry, states: &States, clock: Option<&str>) ->
         ("Backup", backup.spec()),
         ("Id", entry.id.to_string()),
         ("Guest", backup.guest.to_string()),
-        ("Time", format!("{} UTC", units::time(backup.time.timestamp()))),
-        ("Took", units::duration(backup.duration().unsigned_abs())),
+        ("Time", time(backup.time.timestamp())),
+        (
+            "Took",
+            format!(
+                "{} to read and store",
+                units::duration(backup.duration().unsigned_abs())
+            ),
+        ),
         ("Consistency", backup.consistency.to_string()),
         ("Made by", format!("vbk {} on {}", backup.vbk_version, backup.host)),
         ("Block size", units::size(view.identity().block_size.into())),
@@ -89,6 +99,9 @@ fn describe(view: &View, entry: &Entry, states: &States, clock: Option<&str>) ->
         .iter()
         .map(|(name, value)| format!("{:<13}{}\n", format!("{name}:"), printable::line(value)))
         .collect();
+    if let Some(note) = states.of(backup).note {
+        text.push_str(&format!("{:<13}{}\n", "Note:", printable::line(&note)));
+    }
     if !backup.files.is_empty() {
         let names: Vec<_> = backup.files.iter().map(|file| file.disk.as_str()).collect();
         text.push_str(&format!("{:<13}{}\n", "Files:", names.join(", ")));
@@ -103,6 +116,16 @@ fn describe(view: &View, entry: &Entry, states: &States, clock: Option<&str>) ->
         text.push_str(&format!("{:<13}{doubt}\n", "Warning:"));
     }
     text
+}
+
+/// `2026-11-21 23:30:00 UTC`, and where this machine has another time, `2026-11-22 00:30:00 in Europe/Vienna`.
+fn time(at: Timestamp) -> String {
+    let utc = format!("{} UTC", units::time(at));
+    let zone = zone::local();
+    match zone::time(at, &zone) {
+        local if local == units::time(at) => utc,
+        local => format!("{utc}, {local} in {}", zone::name(&zone, at)),
+    }
 }
 
 /// Lists the disks of a backup.

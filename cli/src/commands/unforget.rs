@@ -1,12 +1,13 @@
 //! `vbk unforget`
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use crate::args::UnforgetArgs;
-use crate::args::parse::Moment;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::forgotten::{Binned, BinnedJson, decoded};
+use crate::period::Period;
 use crate::signals;
 use crate::terminal::units;
 
@@ -15,9 +16,8 @@ pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let writer = context.manager("unforget", args.no_wait, &cancel)?;
     let mut bin = decoded(writer.store().hashing(), writer.forgotten()?);
-    if let Some(since) = &args.since {
-        bin.retain(|binned| is_since(binned.forgotten.removed, since));
-    }
+    let period = Period::new(args.since.as_ref(), None, Timestamp::now(), TimeZone::UTC)?;
+    bin.retain(|binned| period.contains(binned.forgotten.removed));
     let chosen = choose(&bin, args)?;
     let mut back: Vec<&Binned> = Vec::new();
     for binned in &chosen {
@@ -59,16 +59,6 @@ pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
         true => Outcome::Done,
         false => Outcome::Failed,
     })
-}
-
-fn is_since(removed: Timestamp, since: &Moment) -> bool {
-    match since {
-        Moment::Ago(time) => removed.as_second() >= Timestamp::now().as_second() - time.as_secs() as i64,
-        Moment::At(written) => {
-            let removed = removed.strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
-            removed[..written.len()] >= written[..]
-        }
-    }
 }
 
 /// Chooses from the bin. The oldest backups come first, so that each has its base before it.
