@@ -19,6 +19,7 @@ mod exit;
 mod facts;
 mod file_forms;
 mod forgotten;
+mod gone;
 mod guest_files;
 mod handover;
 mod jumps;

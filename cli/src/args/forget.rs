@@ -1,13 +1,16 @@
 //! The arguments of `vbk forget`, `vbk protect` and `vbk unprotect`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::name::GuestName;
 
 /// Arguments of `vbk forget`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] --all [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...",
+    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] --all [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...\n       vbk forget [OPTIONS] --guest <GUEST> --all",
     after_help = FORGET_HELP
 )]
 pub struct ForgetArgs {
@@ -19,6 +22,15 @@ pub struct ForgetArgs {
     /// All guests. Guests without rules are left out, with a warning
     #[arg(long, conflicts_with = "what")]
     pub all: bool,
+
+    /// With --all: all backups of this guest, also the last good one, e.g. when the guest is no more. Protected ones stay. May be
+    /// given several times
+    #[arg(long, value_name = "GUEST", requires = "all", conflicts_with = "what")]
+    pub guest: Vec<GuestName>,
+
+    /// File with the metrics of `vbk backup`, from which those of the --guest go too [default: that of the configuration]
+    #[arg(long, value_name = "FILE", requires = "guest")]
+    pub metrics: Option<PathBuf>,
 
     /// Also forget a named backup that is the last good one of its guest
     #[arg(long, conflicts_with = "all")]
@@ -40,8 +52,16 @@ pub struct ForgetArgs {
     #[arg(long, short = 'n')]
     pub dry_run: bool,
 
-    /// Run `vbk prune` afterwards
-    #[arg(long, conflicts_with = "dry_run")]
+    /// With --dry-run: list only what would be kept
+    #[arg(long, requires = "dry_run")]
+    pub kept: bool,
+
+    /// With --dry-run: list only what would be forgotten
+    #[arg(long, requires = "dry_run", conflicts_with = "kept")]
+    pub forgotten: bool,
+
+    /// Run `vbk prune` afterwards; with --dry-run show how much it would remove
+    #[arg(long)]
     pub prune: bool,
 
     /// Exit with code 75 if another process writes to the repository, instead of waiting for it
@@ -61,7 +81,12 @@ less than 20 % of the blocks of the one before, or of one a week older.
 
 Forgetting removes a backup from the list at once. `vbk prune` frees the space
 of its blocks, unless other backups need them. Until then `vbk unforget` brings
-it back.";
+it back.
+
+Examples:
+  vbk forget --all --dry-run --kept
+  vbk forget web1 --keep-daily 7 --keep-weekly 4 --dry-run --prune
+  vbk forget --guest web1 --all";
 
 /// Rules of a policy.
 #[derive(Debug, Args)]

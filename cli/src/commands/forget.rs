@@ -1,5 +1,9 @@
 //! `vbk forget`, `vbk protect`, `vbk unprotect`
 
+mod gain;
+mod printed;
+mod whole;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::tz::TimeZone;
@@ -16,12 +20,12 @@ use crate::args::{ForgetArgs, ProtectArgs};
 use crate::config::Keep;
 use crate::context::{Context, PROTECT};
 use crate::exit::{Error, Outcome, Result};
+use crate::gone;
 use crate::jumps::{Jump, Jumps};
 use crate::pruning::prune;
 use crate::signals;
-use crate::terminal::table::{Align, Table};
-use crate::terminal::units;
 use crate::warnings::warn_of_clock;
+use crate::zone;
 
 /// Decision about one backup, with its reasons.
 #[derive(Debug, Serialize)]
@@ -36,22 +40,26 @@ const FORGET: &str = "forget";
 
 /// Forgets backups: those that are named, or those that a policy does not keep.
 pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
-    let zone = time_zone(args.time_zone.as_deref())?;
+    let zone = zone::named_or_local(args.time_zone.as_deref())?;
     let policies = Policies {
         given: args.keep.policy(),
         context,
     };
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     if args.dry_run {
-        let view = context.view()?;
+        let repository = context.repository()?;
+        let view = context.view_of(&repository)?;
         let store = view.store();
         let jumps = Jumps::of(&*store, args);
         let judged = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone, &jumps)?;
-        print(context, &judged, true);
-        context.json_result(&judged.verdicts)?;
+        printed::print(context, args, &judged);
+        match args.prune {
+            true => gain::print(context, &view, &judged, repository.local_path().is_err(), &cancel)?,
+            false => context.json_result(&judged.verdicts)?,
+        }
         return Ok(judged.outcome());
     }
-    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
+    let writer = context.manager(&command(args), args.no_wait, &cancel)?;
     // Another host may protect a backup meanwhile, and then all is judged again.
     let judged = writer.change(|catalogue, states| {
         let jumps = Jumps::of(writer.store(), args);
@@ -62,7 +70,11 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         };
         Ok::<_, Error>((change, judged))
     })?;
-    print(context, &judged, false);
+    printed::print(context, args, &judged);
+    if !args.guest.is_empty() {
+        let bare: Vec<_> = judged.bare.iter().map(|(guest, _)| guest).collect();
+        gone::leave(context, args.metrics.as_deref(), &bare);
+    }
     if !args.prune {
         if !judged.forgotten().is_empty() {
             context.say("`vbk prune` gives back the space that nothing else needs; until then `vbk unforget` brings back what was forgotten");
@@ -81,6 +93,16 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     }
 }
 
+/// The command in the list of the runs and in the writer's lock.
+fn command(args: &ForgetArgs) -> String {
+    let guests = args.guest.iter().map(ToString::to_string);
+    let words: Vec<_> = args.what.iter().cloned().chain(guests).collect();
+    match args.all && words.is_empty() {
+        true => "forget --all".to_owned(),
+        false => format!("forget {}", words.join(" ")),
+    }
+}
+
 /// Decisions about the backups that a command concerns.
 #[derive(Default)]
 struct Judged {
@@ -93,6 +115,10 @@ struct Judged {
     jumped: Vec<Jump>,
     /// Guests that lose their last good backup, with the rest of the sentence about them.
     bare: Vec<(GuestName, &'static str)>,
+    /// Protected backups of guests of which all are to be forgotten.
+    protected: Vec<String>,
+    /// Zone in which days begin, if rules were applied.
+    zone: Option<String>,
 }
 
 impl Judged {
@@ -102,7 +128,8 @@ impl Judged {
     }
 
     fn outcome(&self) -> Outcome {
-        match self.left_out.is_empty() && self.jumped.is_empty() && self.doubted.is_empty() {
+        let is_plain = self.left_out.is_empty() && self.jumped.is_empty();
+        match is_plain && self.doubted.is_empty() && self.protected.is_empty() {
             true => Outcome::Done,
             false => Outcome::Warnings,
         }
@@ -132,17 +159,6 @@ fn no_policy(guest: &GuestName) -> Error {
     ))
 }
 
-fn time_zone(name: Option<&str>) -> Result<TimeZone> {
-    match name {
-        None => Ok(TimeZone::system()),
-        Some(name) => TimeZone::get(name).map_err(|error| {
-            Error::Usage(format!(
-                "no time zone {name:?}; write e.g. Europe/Vienna or UTC ({error})"
-            ))
-        }),
-    }
-}
-
 fn judge(
     catalogue: &Catalogue,
     states: &States,
@@ -151,6 +167,16 @@ fn judge(
     zone: &TimeZone,
     jumps: &Jumps<'_>,
 ) -> Result<Judged> {
+    if !args.guest.is_empty() {
+        return match policies.given.is_empty() {
+            true => whole::judge(catalogue, states, &args.guest),
+            false => Err(Error::Usage(
+                "--guest GUEST --all forgets all backups of the guest; leave --keep-... out, or write `vbk forget GUEST \
+                 --keep-...` to apply rules"
+                    .into(),
+            )),
+        };
+    }
     let mut judged = Judged::default();
     let mut guests = Vec::new();
     let mut named = Vec::new();
@@ -191,10 +217,14 @@ fn judge(
         ([], [_, ..]) => {
             let verdicts = named.iter().map(|what| judge_named(catalogue, states, what));
             judged.verdicts = verdicts.collect::<Result<_>>()?;
+            // One backup may have been named twice, also in two ways.
+            let mut seen = HashSet::new();
+            judged.verdicts.retain(|verdict| seen.insert(verdict.backup.clone()));
             check_last(catalogue, states, &mut judged, args.last_too)?;
             Ok(judged)
         }
         (_, []) => {
+            judged.zone = Some(zone::name(zone, jiff::Timestamp::now()));
             for (guest, keep) in &kept {
                 let doubted = catalogue.of(guest).filter_map(|entry| {
                     let counted = catalogue.counted_time(&entry.backup);
@@ -365,53 +395,6 @@ fn check_whole(spec: &BackupSpec, entry: &Entry) -> Result<()> {
         false => Err(Error::Usage(format!(
             "{text} is only a part of a backup's name; `vbk forget` needs the whole name: {name}. Nothing was forgotten"
         ))),
-    }
-}
-
-fn print(context: &Context<'_>, judged: &Judged, dry_run: bool) {
-    let verdicts = judged.verdicts.as_slice();
-    let shown = |verdict: &&Verdict| dry_run || context.verbose() || verdict.action == FORGET;
-    let mut table = Table::new(&[
-        ("ACTION", Align::Left),
-        ("BACKUP", Align::Left),
-        ("BECAUSE", Align::Left),
-    ]);
-    for verdict in verdicts.iter().filter(shown) {
-        table.row(vec![
-            verdict.action.to_owned(),
-            verdict.backup.clone(),
-            verdict.reasons.join(", "),
-        ]);
-    }
-    let count = |action| verdicts.iter().filter(|verdict| verdict.action == action).count() as u64;
-    let (forget, keep) = (count(FORGET), count(KEEP));
-    if (dry_run || forget > 0) && !context.quiet() {
-        context.print(table);
-    }
-    let would = if dry_run { "would be forgotten" } else { "forgotten" };
-    context.say(format_args!("{} {would}, {keep} kept", units::count(forget, "backup")));
-    for (guest, left) in &judged.bare {
-        match dry_run {
-            true => context.say(format_args!("{guest} would be left with {left}")),
-            false => context.say(format_args!("{guest} has {left} now")),
-        }
-    }
-    for (backup, counted) in &judged.doubted {
-        tracing::warn!(
-            "the repository received {backup} at {counted} from a client that may only add: that time counts for the rules, and not \
-             the client's"
-        );
-    }
-    for jump in &judged.jumped {
-        tracing::warn!("{jump}");
-    }
-    if !judged.left_out.is_empty() {
-        let guests: Vec<_> = judged.left_out.iter().map(ToString::to_string).collect();
-        tracing::warn!(
-            "keep is not set for {}, so all their backups stay: set `keep` in the configuration, e.g. {{ daily = 7, weekly \
-             = 4 }} or \"all\"",
-            guests.join(", ")
-        );
     }
 }
 

@@ -1,0 +1,71 @@
+//! Prints what `vbk forget` decided.
+
+use super::{FORGET, Judged, KEEP, Verdict};
+use crate::args::ForgetArgs;
+use crate::context::Context;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
+
+/// Prints the decisions: with --dry-run those that were asked for, otherwise what was forgotten.
+pub fn print(context: &Context<'_>, args: &ForgetArgs, judged: &Judged) {
+    let dry_run = args.dry_run;
+    let verdicts = judged.verdicts.as_slice();
+    let shown = |verdict: &&Verdict| match verdict.action {
+        FORGET => !args.kept,
+        _ => args.kept || !args.forgotten && (dry_run || context.verbose()),
+    };
+    let mut table = Table::new(&[
+        ("ACTION", Align::Left),
+        ("BACKUP", Align::Left),
+        ("BECAUSE", Align::Left),
+    ]);
+    for verdict in verdicts.iter().filter(shown) {
+        table.row(vec![
+            verdict.action.to_owned(),
+            verdict.backup.clone(),
+            verdict.reasons.join(", "),
+        ]);
+    }
+    let count = |action| verdicts.iter().filter(|verdict| verdict.action == action).count() as u64;
+    let (forget, keep) = (count(FORGET), count(KEEP));
+    if (dry_run || forget > 0) && !context.quiet() {
+        context.print(table);
+    }
+    let would = if dry_run { "would be forgotten" } else { "forgotten" };
+    let zone = judged
+        .zone
+        .as_ref()
+        .map(|zone| format!("; days begin at midnight in {zone}"));
+    context.say(format_args!(
+        "{} {would}, {keep} kept{}",
+        units::count(forget, "backup"),
+        zone.unwrap_or_default()
+    ));
+    for backup in &judged.protected {
+        tracing::warn!("{backup} stays: it is protected, and `vbk unprotect {backup}` removes the protection");
+    }
+    for (guest, left) in &judged.bare {
+        match dry_run {
+            true => context.say(format_args!("{guest} would be left with {left}")),
+            false => context.say(format_args!("{guest} has {left} now")),
+        }
+    }
+    for (backup, counted) in &judged.doubted {
+        tracing::warn!(
+            "the repository received {backup} at {} from a client that may only add: that time counts for the rules, and not the \
+             client's",
+            units::time(counted.timestamp())
+        );
+    }
+    for jump in &judged.jumped {
+        tracing::warn!("{jump}");
+    }
+    if !judged.left_out.is_empty() {
+        let guests: Vec<_> = judged.left_out.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            "keep is not set for {}, so all their backups stay: set `keep` in the configuration, e.g. {{ daily = 7, weekly \
+             = 4 }} or \"all\"",
+            guests.join(", ")
+        );
+    }
+}
