@@ -20,6 +20,7 @@ pub mod parse;
 mod policy;
 mod politeness;
 mod prune;
+mod rename;
 mod repair;
 mod restore;
 mod serve;
@@ -57,6 +58,7 @@ pub use mounts::MountsArgs;
 pub use policy::PolicyArgs;
 pub use politeness::{LimitArgs, parse_wanted_limit};
 pub use prune::PruneArgs;
+pub use rename::RenameArgs;
 pub use repair::RepairArgs;
 pub use restore::{FileFormat, RestoreArgs, SkipDamaged};
 pub use serve::{QuotaArgs, RightsArg, ServeArgs};
@@ -267,6 +269,9 @@ pub enum Command {
     /// Bring forgotten backups back
     #[command(after_help = unforget::HELP)]
     Unforget(UnforgetArgs),
+    /// Give the backups of a guest another name
+    #[command(after_help = rename::HELP)]
+    Rename(RenameArgs),
     /// Protect backups from being forgotten
     Protect(ProtectArgs),
     /// Remove the protection of backups

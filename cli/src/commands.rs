@@ -20,6 +20,7 @@ pub mod mounts;
 pub mod policy;
 pub mod prune;
 pub mod rehearse;
+pub mod rename;
 pub mod repair;
 pub mod restore;
 pub mod serve;

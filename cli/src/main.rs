@@ -148,6 +148,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Rehearse(args) => commands::rehearse::run(context, args),
         Command::Forget(args) => commands::forget::run(context, args),
         Command::Unforget(args) => commands::unforget::run(context, args),
+        Command::Rename(args) => commands::rename::run(context, args),
         Command::Protect(args) => commands::forget::protect(context, args, true),
         Command::Unprotect(args) => commands::forget::protect(context, args, false),
         Command::Prune(args) => commands::prune::run(context, args),
