@@ -16,6 +16,7 @@ mod key;
 mod list;
 mod mount;
 mod mounts;
+mod note;
 pub mod parse;
 mod policy;
 mod politeness;
@@ -55,6 +56,7 @@ pub use key::{KeyAddArgs, KeyCommand};
 pub use list::{ListArgs, OrderArg, StateArg};
 pub use mount::MountArgs;
 pub use mounts::MountsArgs;
+pub use note::NoteArgs;
 pub use policy::PolicyArgs;
 pub use politeness::{LimitArgs, parse_wanted_limit};
 pub use prune::PruneArgs;
@@ -276,6 +278,9 @@ pub enum Command {
     Protect(ProtectArgs),
     /// Remove the protection of backups
     Unprotect(ProtectArgs),
+    /// Write a note about a backup
+    #[command(after_help = note::HELP)]
+    Note(NoteArgs),
     /// Free the space of blocks that no backup needs
     Prune(PruneArgs),
     /// List vbk's snapshots of disks, and remove those left behind

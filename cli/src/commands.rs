@@ -17,6 +17,7 @@ pub mod list;
 pub mod ls;
 pub mod mount;
 pub mod mounts;
+pub mod note;
 pub mod policy;
 pub mod prune;
 pub mod rehearse;

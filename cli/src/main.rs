@@ -151,6 +151,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Rename(args) => commands::rename::run(context, args),
         Command::Protect(args) => commands::forget::protect(context, args, true),
         Command::Unprotect(args) => commands::forget::protect(context, args, false),
+        Command::Note(args) => commands::note::run(context, args),
         Command::Prune(args) => commands::prune::run(context, args),
         Command::Key(command) => commands::key::run(context, command),
         Command::Snapshots(args) => commands::snapshots::run(context, args),

@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 23] = [
+const COMMANDS: [(&str, &[&str]); 24] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest", "--last", "--since", "--state", "--by", "--local"]),
@@ -70,6 +70,7 @@ const COMMANDS: [(&str, &[&str]); 23] = [
     ),
     ("token", &["add", "list", "revoke", "rotate", "--token-file", "0600"]),
     ("unforget", &["--since", "--all", "vbk policy"]),
+    ("note", &["--remove", "before the upgrade"]),
     ("rename", &["old", "new", "ids", "--no-wait"]),
     ("policy", &["--bin", "token", "administrator"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),

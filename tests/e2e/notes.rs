@@ -74,3 +74,33 @@ fn a_note_of_an_unknown_backup_blocks_forget_until_repair() {
     lab.ok(policy);
     assert!(!lab.listed().contains(&old));
 }
+
+#[test]
+fn a_note_is_shown_until_it_is_removed() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk"), 1, MIB);
+    let backup = str_of(&lab.backup("web", &lab.path("disk")), "backup");
+    assert!(!lab.ok(args!["list"]).contains("NOTE"));
+    lab.ok(args!["protect", backup]);
+    lab.ok(args!["note", "web@latest", "before the upgrade"]);
+    assert!(lab.ok(args!["list"]).contains("protected  before the upgrade"));
+    assert!(
+        lab.ok(args!["show", backup])
+            .contains("Note:        before the upgrade")
+    );
+    assert_eq!(str_of(&lab.json(args!["list"])[0], "note"), "before the upgrade");
+    lab.ok(args!["verify"]);
+    let state = lab.json(args!["show", backup])["state"].clone();
+    assert_eq!(
+        (str_of(&state, "note"), &state["protected"]),
+        ("before the upgrade".into(), &true.into())
+    );
+    lab.run(args!["note", backup, "two\nlines"]).code(2).says(&["one line"]);
+    lab.run(args!["note", backup]).code(2).says(&["--remove"]);
+    lab.ok(args!["note", backup, "--remove"]);
+    assert!(lab.json(args!["list"])[0].get("note").is_none());
+    // A state that can't be read may have protected the backup.
+    write_note(lab.files(), &format!("backup/{backup}"), b"{\"protected\": tr");
+    lab.run(args!["note", backup, "again"]).code(3).says(&["protected now"]);
+    assert_eq!(lab.json(args!["list"])[0]["protected"], true);
+}
