@@ -167,6 +167,8 @@ impl Host {
 pub struct GuestPlan {
     /// The guest.
     pub guest: GuestName,
+    /// Time of the backup, if not that of its snapshots: for an image that was made earlier.
+    pub time: Option<Timestamp>,
     /// Its disks.
     pub disks: Vec<GuestDisk>,
     /// The disks are raw, whatever format their first bytes suggest.
@@ -252,6 +254,21 @@ pub fn back_up_guest(
     result
 }
 
+/// Finds out how a backup of a guest would hold its disks still. Changes nothing. `entries` are the backups of the guest so far.
+pub fn plan_snapshots(programs: &Programs, plan: &GuestPlan, entries: &[Entry]) -> Result<snapshot::Plan> {
+    if !plan.raw {
+        for disk in &plan.disks {
+            source::check_raw(&disk.path)?;
+        }
+    }
+    let disks = plan.disks.iter().map(|disk| (disk.name.clone(), disk.path.clone()));
+    let options = SnapshotOptions {
+        peak_bytes: peaks_of(entries),
+        ..plan.snapshots.clone()
+    };
+    Ok(snapshot::plan(programs, &disks.collect::<Vec<_>>(), &options)?)
+}
+
 /// Returns a warning if the clock is behind the most recent backup of another guest. For a backup of this guest the
 /// warning comes when the new backup gets its time.
 fn clock_warning(catalogue: &Catalogue, guest: &GuestName, now: Timestamp) -> Option<String> {
@@ -259,7 +276,8 @@ fn clock_warning(catalogue: &Catalogue, guest: &GuestName, now: Timestamp) -> Op
     let is_ahead = newest.time.timestamp().duration_since(now) > CLOCK_SLACK;
     (is_ahead && newest.guest != *guest).then(|| {
         format!(
-            "the clock, at {now:.0}, is behind the newest backup, {}: one of the two times is wrong",
+            "the clock, at {}, is behind the newest backup, {}: one of the two times is wrong",
+            now.strftime("%Y-%m-%d %H:%M:%S"),
             newest.spec()
         )
     })
@@ -412,7 +430,7 @@ impl Reading<'_> {
             compression: self.plan.compression,
             host: self.plan.host.clone(),
             version: self.plan.version.clone(),
-            started,
+            started: self.plan.time.unwrap_or(started),
             threads: self.plan.threads,
             buffers: self.host.buffers.clone(),
         };

@@ -147,6 +147,18 @@ pub struct PlannedDisk {
     pub(super) method: &'static dyn HoldMethod,
 }
 
+impl PlannedDisk {
+    /// The kind of the snapshot to make; `None` if the disk itself will be read.
+    pub fn kind(&self) -> Option<SnapshotKind> {
+        self.method.kind()
+    }
+
+    /// Returns whether it will be read as it is, although another process may write to it.
+    pub fn is_live(&self) -> bool {
+        self.method.is_live()
+    }
+}
+
 /// A disk that is held still, and the thing to read for it.
 #[derive(Debug)]
 pub struct HeldDisk {

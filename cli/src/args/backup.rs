@@ -7,7 +7,7 @@ use clap::Args;
 use vbk::hints::ChangeHints;
 use vbk::snapshot::SnapshotSize;
 use vbk_repo::codec::Compression;
-use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::name::{BackupTime, DiskName, GuestName};
 use vbk_repo::repository::Reserve;
 
 use super::parse;
@@ -74,6 +74,15 @@ pub struct BackupArgs {
     /// zstd level for new blocks, 1 (fast) to 19 (small), or none [default: 3]
     #[arg(long, value_name = "LEVEL", value_parser = parse::parse_compression)]
     pub compression: Option<Compression>,
+
+    /// Time of the backup instead of now, for an image that was made earlier, e.g. '2024-03-01 02:00' (UTC). Later than the latest
+    /// backup of the guest: import the oldest first
+    #[arg(long, value_name = "TIME", value_parser = parse::parse_time, conflicts_with = "all", requires = "disks")]
+    pub time: Option<BackupTime>,
+
+    /// Only show which disks would be read, how they would be held still, and with which limit; nothing is changed
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
 
     /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]

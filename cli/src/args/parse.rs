@@ -13,7 +13,7 @@ use vbk_remote::address::{DEFAULT_PORT, VbkAddress};
 use vbk_remote::client::{Bandwidth, BandwidthRule};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::Compression;
-use vbk_repo::name::{DiskName, GuestName, check_file_name};
+use vbk_repo::name::{BackupTime, DiskName, GuestName, check_file_name};
 use vbk_repo::repository::Reserve;
 
 use super::DiskArg;
@@ -194,6 +194,17 @@ pub fn parse_moment(text: &str) -> Result<Moment, String> {
     }
 }
 
+/// Parses a time of the calendar, in UTC: `2026-11-20`, which begins at midnight, or `2026-11-20 05:54` with seconds or without.
+pub fn parse_time(text: &str) -> Result<BackupTime, String> {
+    const MIDNIGHT: &str = "0000-00-00T00-00-00Z";
+    match parse_moment(text) {
+        Ok(Moment::At(written)) if written.len() >= 10 => format!("{written}{}", &MIDNIGHT[written.len()..])
+            .parse()
+            .map_err(|_| format!("{text} is no time of the calendar")),
+        _ => Err("write a time, e.g. 2026-11-20 or '2026-11-20 05:54'".into()),
+    }
+}
+
 /// Parses `5%` as 0.05.
 pub fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
@@ -308,6 +319,17 @@ fn non_empty(path: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_whole_from_the_day_on() {
+        let shown = |text| parse_time(text).map(|time| time.to_string());
+        assert_eq!(shown("2024-03-01"), Ok("2024-03-01T00-00-00Z".into()));
+        assert_eq!(shown("2024-03-01 02:30"), Ok("2024-03-01T02-30-00Z".into()));
+        assert_eq!(shown("2024-03-01T02:30:05Z"), Ok("2024-03-01T02-30-05Z".into()));
+        for bad in ["", "2024", "2024-03", "3d", "2024-02-30", "2024-03-01 25:00"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn block_sizes_are_parsed_with_units() {

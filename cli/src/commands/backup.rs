@@ -1,6 +1,7 @@
 //! `vbk backup`
 
 mod attached;
+mod dry;
 mod monitoring;
 mod nightly;
 mod notices;
@@ -20,8 +21,9 @@ use vbk::host::program::Programs;
 use vbk::host::run::Run;
 use vbk::limit::{LimitOptions, requests};
 use vbk_repo::ErrorKind;
-use vbk_repo::name::GuestName;
-use vbk_repo::repository::{Repository, Reserve, Unfinished};
+use vbk_repo::catalogue::Catalogue;
+use vbk_repo::name::{BackupTime, GuestName};
+use vbk_repo::repository::Reserve;
 
 use self::monitoring::Monitoring;
 use self::plan::{Common, Job, Planned};
@@ -70,6 +72,9 @@ struct Ended {
 pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     let (clock, started) = (Instant::now(), Timestamp::now());
     let programs = machine::programs();
+    if args.dry_run {
+        return dry::run(context, args, &programs);
+    }
     let config = context.config();
     let known = config.as_ref().ok();
     let metrics = args
@@ -175,6 +180,10 @@ fn back_up(
     notifier.ready();
     let catalogue = writer.catalogue()?;
     warn_of_foreign_changes(&catalogue);
+    if let (Some(guest), Some(time)) = (&args.guest, args.time) {
+        check_time(&catalogue, guest, time)?;
+    }
+    found.extend(catalogue.guests().into_iter().cloned());
     let queue = Queue::at(&machine::cache_dir());
     queue.sort(&mut planned, &catalogue);
     let host = Host::new(programs.clone(), run, &machine::cache_dir());
@@ -211,46 +220,19 @@ fn back_up(
     })
 }
 
-/// Returns the repository for the reports of a run that ended before it opened one: unless the repository itself is the reason, or is
-/// on another host, for which a run may wait long.
-fn repository_after(context: &Context<'_>, error: &Error) -> Option<Repository> {
-    if let Some(repository) = context.opened_already() {
-        return Some(repository.clone());
+/// Fails unless a backup with this time is the newest of its guest: it would be `latest`, and be told of as made with a wrong
+/// clock.
+fn check_time(catalogue: &Catalogue, guest: &GuestName, time: BackupTime) -> Result<()> {
+    if time.timestamp() > Timestamp::now() {
+        return Err(Error::Usage(format!("--time {time} is in the future")));
     }
-    let is_other = matches!(
-        error,
-        Error::Engine(_) | Error::Usage(_) | Error::NoGuests(_) | Error::Busy(_) | Error::Io { .. }
-    );
-    let path = context.repository_path().ok()?;
-    if !is_other || place::is_address(path) {
-        return None;
+    match catalogue.of(guest).map(|entry| entry.backup.time).max() {
+        Some(latest) if latest >= time => Err(Error::Usage(format!(
+            "--time {time} is not later than {guest}@{latest}: images are imported the oldest first, and before the guest is backed \
+             up here. Another name for the guest is free of that"
+        ))),
+        _ => Ok(()),
     }
-    context.opened_without_question(&context.locked_repository().ok()?)
-}
-
-/// Returns what a run that ended early has left for the next one.
-fn kept(repository: &Repository) -> Option<Unfinished> {
-    let view = repository.view().ok()?;
-    let kept = repository.unfinished(view.number(), &mut |_| ())?;
-    Some(kept)
-}
-
-/// Adds what is kept for the next run to the error of a full repository.
-fn note_kept(done: &mut Done, kept: Option<Unfinished>) {
-    if let Err(Error::Engine(vbk::Error::RepositoryFull { kept_bytes, source, .. })) = &mut done.result {
-        tracing::info!("{}: {source}", done.guest);
-        *kept_bytes = kept.map(|kept| kept.stored_bytes);
-    }
-}
-
-/// `176 MiB in 176 blocks are kept for the next run, ...`; `None` if there is nothing.
-fn describe(kept: Option<Unfinished>) -> Option<String> {
-    let kept = kept.filter(|kept| !kept.is_empty())?;
-    Some(format!(
-        "{} in {} are kept, and are not stored again by the next run; `vbk prune` removes what it does not need",
-        units::size(kept.stored_bytes),
-        units::count(kept.blocks, "block"),
-    ))
 }
 
 /// The command in the list of the runs and in the writer's lock.

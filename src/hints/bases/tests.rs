@@ -75,6 +75,7 @@ impl Bench {
             speed: None,
         };
         let plan = GuestPlan {
+            time: None,
             raw: false,
             guest: "web1".parse().expect("a name"),
             disks: disks.iter().map(disk).collect(),

@@ -16,7 +16,7 @@ use vbk::host::program::Programs;
 use vbk::limit::speed::{DeviceSpeed, SpeedSource};
 use vbk::limit::{GuestDisk, LimitOptions, ReadLimit};
 use vbk::snapshot::{Method, SnapshotOptions};
-use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::name::{BackupTime, DiskName, GuestName};
 
 use super::attached;
 use crate::args::{BackupArgs, DiskArg};
@@ -226,6 +226,7 @@ impl Common<'_> {
         files.extend(attached);
         Ok(GuestPlan {
             guest: guest.clone(),
+            time: args.time.map(BackupTime::timestamp),
             disks,
             raw: args.raw || settings.raw,
             files,
