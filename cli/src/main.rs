@@ -30,6 +30,7 @@ mod machine;
 mod metrics;
 mod new_keys;
 mod notify;
+mod partition_types;
 mod period;
 mod place;
 mod pruning;

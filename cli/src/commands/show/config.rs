@@ -12,6 +12,7 @@ use vbk_repo::repository::View;
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::partition_types;
 use crate::terminal::output;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
@@ -50,6 +51,9 @@ struct PartitionJson {
     offset_bytes: u64,
     size_bytes: u64,
     kind: String,
+    /// Name of the kind, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind_name: Option<&'static str>,
     label: Option<String>,
 }
 
@@ -144,12 +148,16 @@ fn disk_json(image: &Image, table: std::result::Result<PartitionTable, String>) 
                 TableKind::Gpt => "gpt",
             };
             disk.warnings = table.warnings;
-            let partitions = table.partitions.into_iter().map(|partition| PartitionJson {
-                number: partition.number,
-                offset_bytes: partition.offset_bytes,
-                size_bytes: partition.size_bytes,
-                kind: partition.kind.to_string(),
-                label: partition.label,
+            let partitions = table.partitions.into_iter().map(|partition| {
+                let kind = partition.kind.to_string();
+                PartitionJson {
+                    number: partition.number,
+                    offset_bytes: partition.offset_bytes,
+                    size_bytes: partition.size_bytes,
+                    kind_name: partition_types::name(&kind),
+                    kind,
+                    label: partition.label,
+                }
             });
             disk.partitions = partitions.collect();
         }
@@ -185,7 +193,9 @@ fn print_partitions(context: &Context<'_>, disk: &DiskJson) {
             partition.offset_bytes.to_string(),
             units::size(partition.size_bytes),
             partition.size_bytes.to_string(),
-            partition.kind.clone(),
+            partition
+                .kind_name
+                .map_or_else(|| partition.kind.clone(), str::to_owned),
             partition.label.clone().unwrap_or_default(),
         ]);
     }

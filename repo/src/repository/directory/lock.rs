@@ -35,7 +35,7 @@ pub struct Holder {
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let since = crate::name::BackupTime::new(self.since);
+        let since = self.since.strftime("%Y-%m-%d %H:%M:%S");
         write!(f, "`{}` (process {}, since {since})", self.command, self.pid)
     }
 }
