@@ -35,6 +35,7 @@ mod keys;
 mod killed_mounts;
 mod kills;
 mod layouts;
+mod lists;
 mod main_job;
 mod many;
 mod notes;
