@@ -17,6 +17,7 @@ Example:
 
 /// Arguments of `vbk note`.
 #[derive(Debug, Args)]
+#[command(override_usage = "vbk note [OPTIONS] <BACKUP> <TEXT>\n       vbk note [OPTIONS] <BACKUP> --remove")]
 pub struct NoteArgs {
     /// The backup, e.g. web1@2026-11-21
     #[arg(value_name = "BACKUP")]
