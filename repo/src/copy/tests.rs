@@ -371,7 +371,7 @@ fn what_is_said_about_the_content_is_copied_and_nothing_else() {
     let first = State {
         protected: true,
         rehearsed: Some(rehearsed),
-        ..of_bytes
+        ..of_bytes.clone()
     };
     let unreadable = Note {
         name: format!("backup/{}", keys[2]),

@@ -102,7 +102,7 @@ impl Specimen {
                 protected: guest == "db1",
                 ..State::default()
             };
-            let note = note_of(&committed.entry.backup.spec(), state);
+            let note = note_of(&committed.entry.backup.spec(), state.clone());
             writer.amend(&[], &[note]).expect("notes");
             entries.push((committed.entry, state, disks));
         }

@@ -9,7 +9,7 @@ use super::*;
 use crate::block::BlockSize;
 use crate::repository::{CreateOptions, Repository};
 use crate::state::State;
-use crate::store::{Note, StoreManager, StoreWriter};
+use crate::store::Note;
 use crate::tests::testing::{backup, mixed_bytes, store_image};
 
 const TIMES: [&str; 3] = ["2026-11-20T00-00-00Z", "2026-11-22T00-00-00Z", "2026-11-21T00-00-00Z"];

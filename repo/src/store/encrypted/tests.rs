@@ -157,7 +157,11 @@ fn a_note_that_can_not_be_read_is_known_by_its_backup_and_can_be_set_anew() {
             generation: 1,
         })],
     });
-    let notes = [note_of(&made.spec(), protected), note_of("gone@x", protected), rotation];
+    let notes = [
+        note_of(&made.spec(), protected.clone()),
+        note_of("gone@x", protected),
+        rotation,
+    ];
     store.amend(&[], &notes).expect("notes");
     let mut sealed = below.notes().expect("lists");
     for note in &mut sealed {
