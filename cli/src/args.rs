@@ -323,7 +323,6 @@ pub enum Command {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use vbk::guest::freeze::FreezePlan;
     use vbk::limit::ReadLimit;
     use vbk::snapshot::SnapshotOptions;
 
@@ -383,13 +382,6 @@ mod tests {
         assert!(
             prune.contains(&format!("[default: {}]", percent(PruneOptions::MAX_UNUSED))),
             "{prune}"
-        );
-        let config = ConfigCommand::augment_subcommands(clap::Command::new("config"));
-        let example = config.find_subcommand("check").and_then(|check| check.get_after_help());
-        let freeze = format!("freeze-timeout = \"{}s\"", FreezePlan::PRE_FREEZE_LIMIT.as_secs());
-        assert!(
-            example.is_some_and(|text| text.to_string().contains(&freeze)),
-            "{freeze}"
         );
     }
 }

@@ -12,6 +12,7 @@ mod audit;
 mod booting;
 mod commands;
 mod config;
+mod config_keys;
 mod context;
 mod core_files;
 mod damage;

@@ -13,15 +13,21 @@ use self::settings::{Settings, also, settings_of};
 use self::warnings::warnings;
 use crate::args::ConfigCommand;
 use crate::config::DEFAULT_PATH;
+use crate::config_keys;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::machine;
+use crate::terminal::output;
 use crate::terminal::table::{Align, Table};
 
 /// Runs `vbk config ...`.
 pub fn run(context: &Context<'_>, command: &ConfigCommand) -> Result<Outcome> {
     match command {
         ConfigCommand::Check => check(context),
+        ConfigCommand::Example => {
+            output::write(config_keys::example());
+            Ok(Outcome::Done)
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::config::settings::{NAMES as SETTINGS, Section};
 use crate::place;
 
-const TOP: &[&str] = &[
+pub(super) const TOP: &[&str] = &[
     "repository",
     "key-file",
     "passphrase-file",
@@ -38,8 +38,8 @@ const TOP: &[&str] = &[
     "defaults",
     "guest",
 ];
-const ONLY_DEFAULTS: &[&str] = &["exclude", "jobs"];
-const ONLY_GUEST: &[&str] = &["disks", "skip-disks", "domain"];
+pub(super) const ONLY_DEFAULTS: &[&str] = &["exclude", "jobs"];
+pub(super) const ONLY_GUEST: &[&str] = &["disks", "skip-disks", "domain"];
 
 /// Largest number of guests at a time; more are a mistake.
 const MAX_JOBS: u32 = 64;

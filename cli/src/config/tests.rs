@@ -11,6 +11,7 @@ use vbk_repo::codec::Compression;
 use vbk_repo::name::DiskName;
 
 use super::*;
+use crate::config_keys;
 
 fn parse(text: &str) -> Config {
     read::config(Path::new("/etc/vbk/config.toml"), text).unwrap_or_else(|errors| panic!("{errors:#?}"))
@@ -168,30 +169,66 @@ fn keep_all_is_accepted_in_defaults_and_in_a_guest() {
     assert!(!config.encrypted && parse("encrypted = true").encrypted);
 }
 
+/// The configuration that `vbk config example` prints, with the chosen keys in force.
+fn example_with(is_chosen: impl Fn(&str) -> bool) -> Config {
+    let lines = config_keys::example();
+    let lines = lines.lines().map(|line| match line.strip_prefix('#') {
+        Some(setting) if setting.starts_with('[') => setting,
+        Some(setting) if setting.split_once(" = ").is_some_and(|(name, _)| is_chosen(name)) => setting,
+        _ => line,
+    });
+    parse(&lines.collect::<Vec<_>>().join("\n"))
+}
+
 #[test]
-fn the_example_in_the_help_is_a_valid_configuration() {
-    use clap::CommandFactory;
-    let mut command = crate::args::Cli::command();
-    let check = command
-        .find_subcommand_mut("config")
-        .and_then(|config| config.find_subcommand_mut("check"));
-    let help = check
-        .and_then(|check| check.get_after_help())
-        .expect("has an example")
-        .to_string();
-    let example = help.split_once("or tags.\n").expect("an introduction").1;
-    let config = parse(example);
-    // It says that it has all there is: every key of the file's sections, and the usual values.
-    let told = config.guest(&guest("other"));
-    let mut usual = Config::default().defaults();
-    (usual.keep, usual.device_bytes_per_sec) = (told.keep, Some(200_000_000));
-    (usual.pre_freeze, usual.post_thaw) = (told.pre_freeze.clone(), told.post_thaw.clone());
-    usual.snapshot_size = Some(SnapshotSize::Share(0.2));
-    usual.read_limit = Some(ReadLimit::default());
-    assert_eq!(told, usual);
+fn the_example_changes_nothing_as_it_is_and_each_of_its_keys_can_be_set() {
+    let config = parse(&config_keys::example());
+    assert_eq!(config.guests().count(), 0);
+    assert_eq!(config.defaults(), Config::default().defaults());
+    assert_eq!(config.repository, None);
+    for key in config_keys::KEYS {
+        example_with(|name| name == key.name);
+    }
+    let config = example_with(|name| name != "passphrase-file");
     let web1 = config.guest(&guest("web1"));
     assert!(web1.disks.is_some() && web1.domain.is_some() && !web1.skip_disks.is_empty());
     assert!(config.metrics.is_some() && config.notices.on_failure.is_some() && config.excludes(&guest("test7")));
+}
+
+#[test]
+fn the_described_keys_are_those_of_the_file_with_their_defaults() {
+    use config_keys::{KEYS, Section};
+    let described = |sections: &[Section]| -> Vec<&str> {
+        let keys = KEYS.iter().filter(|key| sections.contains(&key.section));
+        keys.map(|key| key.name).collect()
+    };
+    let of_file = [read::TOP, read::ONLY_DEFAULTS, read::ONLY_GUEST, settings::NAMES].concat();
+    for name in &of_file {
+        let times = KEYS.iter().filter(|key| key.name == *name).count();
+        assert_eq!(times, usize::from(!["defaults", "guest"].contains(name)), "{name}");
+    }
+    for (sections, names) in [
+        (&[Section::Top][..], read::TOP),
+        (&[Section::Defaults], read::ONLY_DEFAULTS),
+        (&[Section::Any], settings::NAMES),
+        (&[Section::Guest], read::ONLY_GUEST),
+    ] {
+        for name in described(sections) {
+            assert!(names.contains(&name), "{name}");
+        }
+    }
+    // A default that is a value is that of the engine.
+    let is_value = |text: &str| text.starts_with(['"', 't', 'f']) && !text.contains(' ') || text.parse::<u32>().is_ok();
+    let settings = KEYS
+        .iter()
+        .filter(|key| key.section == Section::Any && is_value(key.default));
+    let lines: String = settings
+        .map(|key| format!("{} = {}\n", key.name, key.default))
+        .collect();
+    let mut usual = Config::default().defaults();
+    usual.read_limit = Some(ReadLimit::default());
+    assert_eq!(parse(&format!("[defaults]\n{lines}")).defaults(), usual, "{lines}");
+    assert!(lines.lines().count() > 10, "{lines}");
 }
 
 #[test]
