@@ -8,7 +8,7 @@ mod examples;
 mod files;
 mod forget;
 mod from;
-mod help;
+mod generate;
 mod hosts;
 mod init;
 mod inside_path;
@@ -48,7 +48,7 @@ pub use diff::DiffArgs;
 pub use files::{CatArgs, CpArgs, FindArgs, LsArgs};
 pub use forget::{ForgetArgs, ProtectArgs};
 pub use from::OtherKeys;
-pub use help::command;
+pub use generate::{GenerateCommand, Shell};
 pub use hosts::ConfigCommand;
 pub use init::InitArgs;
 pub use inside_path::InsidePath;
@@ -302,6 +302,9 @@ pub enum Command {
     /// Check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Write manual pages, and completion scripts for shells
+    #[command(subcommand, hide = true)]
+    Generate(GenerateCommand),
     /// Accept a repository that is not the one this host knows
     #[command(after_help = trust::HELP)]
     Trust(TrustArgs),

@@ -9,6 +9,7 @@ pub mod cp;
 pub mod diff;
 pub mod find;
 pub mod forget;
+pub mod generate;
 pub mod guests;
 pub mod init;
 pub mod key;

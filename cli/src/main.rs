@@ -11,6 +11,7 @@ mod args;
 mod audit;
 mod booting;
 mod commands;
+mod completion;
 mod config;
 mod config_keys;
 mod context;
@@ -28,6 +29,7 @@ mod leftover_mounts;
 mod limits;
 mod listing;
 mod machine;
+mod manual;
 mod metrics;
 mod new_keys;
 mod notify;
@@ -56,7 +58,7 @@ use crate::exit::{Error, Outcome, Result};
 use crate::terminal::{log, output};
 
 fn main() -> ExitCode {
-    if let Some(code) = freeze_helper() {
+    if let Some(code) = freeze_helper().or_else(completion::answer) {
         return code;
     }
     let matches = Cli::command().try_get_matches().unwrap_or_else(|error| refuse(&error));
@@ -124,6 +126,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
             | Command::Snapshots(_)
             | Command::Guests
             | Command::Config(_)
+            | Command::Generate(_)
             | Command::Token(_)
             | Command::Policy(_)
     );
@@ -161,6 +164,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Status(args) => commands::status::run(context, args),
         Command::Guests => commands::guests::run(context),
         Command::Config(command) => commands::config::run(context, command),
+        Command::Generate(command) => commands::generate::run(context, command),
         Command::Trust(args) => commands::trust::run(context, args),
         Command::Repair(args) => commands::repair::run(context, args),
         Command::Serve(args) => commands::serve::run(context, args),
