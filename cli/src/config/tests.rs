@@ -173,6 +173,8 @@ fn keep_all_is_accepted_in_defaults_and_in_a_guest() {
 fn example_with(is_chosen: impl Fn(&str) -> bool) -> Config {
     let lines = config_keys::example();
     let lines = lines.lines().map(|line| match line.strip_prefix('#') {
+        // Words.
+        Some(text) if text.starts_with(' ') => line,
         Some(setting) if setting.starts_with('[') => setting,
         Some(setting) if setting.split_once(" = ").is_some_and(|(name, _)| is_chosen(name)) => setting,
         _ => line,
