@@ -144,7 +144,7 @@ fn candidates(index: usize, words: Vec<OsString>) -> String {
 /// Leaves out hidden candidates, and options before their first dash: there are many of them.
 fn shown(current: &OsStr, mut found: Vec<CompletionCandidate>) -> Vec<CompletionCandidate> {
     let is_option = |candidate: &CompletionCandidate| candidate.get_value().as_encoded_bytes().starts_with(b"-");
-    found.retain(|candidate| !candidate.is_hide_set() && !(current.is_empty() && is_option(candidate)));
+    found.retain(|candidate| !(candidate.is_hide_set() || current.is_empty() && is_option(candidate)));
     found
 }
 
