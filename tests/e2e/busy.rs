@@ -264,7 +264,7 @@ fn a_mounted_image_attached_by_hand_counts_as_in_use() {
     assert_eq!(str_of(&listed[0], "guest"), "web1");
 }
 
-/// As the README says that a copy is made.
+/// As docs/copies.md says that a copy is made.
 #[test]
 fn a_hard_link_copy_has_the_repository_size_and_blocks_writers() {
     let lab = Lab::new();

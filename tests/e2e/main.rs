@@ -25,7 +25,7 @@ mod damage;
 mod damage_matrix;
 mod diff;
 mod differential;
-mod figures;
+mod docs;
 mod files;
 mod full_disk;
 mod golden;

@@ -222,7 +222,7 @@ fn a_partition_image_of_the_mount_can_be_written_to_a_partition() {
     let lab = Lab::new();
     let disk = server(&lab);
     let dir = lab.mount("images");
-    // A guest's root file system alone, by dd, as the README says of whole disks.
+    // A guest's root file system alone, by dd, as docs/restore.md says of whole disks.
     let target = lab.path("partition.img");
     make_hole(&target, disk.part(1).size_bytes);
     let device = LoopDevice::of_file(&target);

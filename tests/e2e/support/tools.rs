@@ -12,7 +12,7 @@ use super::lab::VBK;
 /// Where the tools are, whatever PATH the caller has: on Debian a user's PATH has no sbin.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const TOOLS: [&str; 23] = [
+const TOOLS: [&str; 25] = [
     "sshd",
     "sfdisk",
     "sgdisk",
@@ -36,6 +36,8 @@ const TOOLS: [&str; 23] = [
     "mcopy",
     "genisoimage",
     "lvm",
+    "debugfs",
+    "jq",
 ];
 
 /// Fails, naming what is missing, unless the tests can do their work here. Never skips.
