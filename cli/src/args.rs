@@ -9,6 +9,7 @@ mod files;
 mod forget;
 mod from;
 mod generate;
+mod help;
 mod hosts;
 mod init;
 mod inside_path;
@@ -49,6 +50,7 @@ pub use files::{CatArgs, CpArgs, FindArgs, LsArgs};
 pub use forget::{ForgetArgs, ProtectArgs};
 pub use from::OtherKeys;
 pub use generate::{GenerateCommand, Shell};
+pub use help::command;
 pub use hosts::ConfigCommand;
 pub use init::InitArgs;
 pub use inside_path::InsidePath;
@@ -290,8 +292,9 @@ pub enum Command {
     Copy(CopyArgs),
     /// Show the content of the repository by guest, and its size
     Stats,
-    /// Show the state of the repository: who uses it, free space, the last backup, verification and prune, and damage. With -v
-    /// also what each reader holds
+    /// Show who uses the repository, its free space, and its last backup, verification and prune
+    ///
+    /// With -v also what each reader holds.
     Status(StatusArgs),
     /// Manage the keys of an encrypted repository
     #[command(subcommand)]

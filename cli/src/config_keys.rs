@@ -84,8 +84,25 @@ pub const KEYS: &[Key] = &[
         "Shell command for guests that were not backed up",
         "It runs for each guest that was not backed up, once for all guests that a time limit left out, and once for a run \
          that ended before its first guest; the latter two have VBK_GUEST=--all. VBK_ERROR is the error, VBK_KIND its kind \
-         in one word (locked, unavailable, no-space ...), VBK_HOST the host. It does not run after Ctrl-C or for an invalid \
+         in one word: usage, not-found, invalid, denied, locked, unavailable, time-limit, no-space, read-only, corrupt, \
+         unsupported, interrupted or internal. VBK_HOST is the host. It does not run after Ctrl-C or for an invalid \
          configuration: check the exit code too."),
+    key(Top, "on-success", r#"'touch /run/vbk/last-good-night'"#, "none",
+        "Shell command for a `vbk backup --all` that backed up every guest",
+        "VBK_GUESTS is their number, VBK_WARNINGS that of the warnings, VBK_SUMMARY the message. It has 90 s; if it fails, \
+         that is a warning."),
+    key(Top, "success-url", r#""https://hc-ping.com/UUID""#, "none",
+        "Address that curl calls after a `vbk backup --all` without failures",
+        "With the message as a POST: for a service that alerts when a call does not come. An interrupted run tells nobody."),
+    key(Top, "failure-url", r#""https://hc-ping.com/UUID/fail""#, "none",
+        "Address that curl calls after any other `vbk backup --all`",
+        ""),
+    key(Top, "mail-to", r#""admin@example.com""#, "none",
+        "Address that gets a message of each `vbk backup --all`",
+        "Several with commas. It is sent by the host's sendmail."),
+    key(Top, "mail", r#""trouble""#, r#""trouble""#,
+        "\"always\" mails each night, \"trouble\" those with failures or warnings",
+        ""),
     key(Top, "safe-mounts", "true", "false",
         "Never hand guests' file systems to the kernel",
         "`vbk mount --files` reads them in user space, as with --user, and refuses what only the kernel can do."),
@@ -162,7 +179,7 @@ pub const KEYS: &[Key] = &[
         ""),
     key(Guest, "disks", r#"{ vda = "/dev/vg0/web1-root", vdb = "/dev/vg0/web1-data" }"#, "those from libvirt or tags",
         "The guest's disks",
-        "Block devices or files, by the names that they have in backups."),
+        "Block devices or files, by the names that they have in backups. A path alone is the disk vda."),
     key(Guest, "skip-disks", r#"["vdb"]"#, "none",
         "Disks that are not backed up",
         ""),

@@ -61,7 +61,10 @@ fn main() -> ExitCode {
     if let Some(code) = freeze_helper().or_else(completion::answer) {
         return code;
     }
-    let matches = Cli::command().try_get_matches().unwrap_or_else(|error| refuse(&error));
+    let words: Vec<_> = std::env::args_os().collect();
+    let matches = args::command()
+        .try_get_matches_from(&words)
+        .unwrap_or_else(|error| refuse(&advice::improved(error, &words)));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     log::start(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();

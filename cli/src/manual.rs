@@ -3,11 +3,11 @@
 
 use std::io;
 
-use clap::{Command, CommandFactory};
+use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
-use crate::args::Cli;
+use crate::args;
 use crate::config_keys::{self, Key, PARTS};
 
 const MANUAL: &str = "vbk manual";
@@ -22,7 +22,7 @@ pub struct Page {
 
 /// Makes all pages, with their date as `2026-11-30`.
 pub fn pages(date: &str) -> io::Result<Vec<Page>> {
-    let mut root = Cli::command().disable_help_subcommand(true);
+    let mut root = args::command().disable_help_subcommand(true);
     root.build();
     let global: Vec<_> = root
         .get_arguments()
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn every_command_has_a_page_and_every_option_is_on_one() {
         let pages = all();
-        let mut root = Cli::command().disable_help_subcommand(true);
+        let mut root = args::command().disable_help_subcommand(true);
         root.build();
         let mut left = vec![(root, "vbk".to_owned())];
         while let Some((command, name)) = left.pop() {

@@ -24,7 +24,7 @@ pub use self::directory::LAYOUT_FORMAT;
 pub use self::directory::create::{SealedKeys, SealedOptions};
 pub use self::home::{DiskUsage, Pruned, Reserve, Wait};
 pub use self::managing::{Change, Manager};
-pub use self::pruning::{Turn, prune_without_key};
+pub use self::pruning::{Turn, WouldPrune, prune_without_key};
 pub use self::renaming::Renamed;
 pub use self::sealed::{SealedView, SealedWriter};
 pub use self::unfinished::Unfinished;

@@ -26,6 +26,7 @@ mod damage_matrix;
 mod diff;
 mod differential;
 mod docs;
+mod figures;
 mod files;
 mod full_disk;
 mod golden;

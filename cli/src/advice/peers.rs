@@ -110,13 +110,13 @@ pub const PEERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "",
-        &["tag", "note", "notes", "comment", "label"],
-        "a backup has no tags; `vbk protect` keeps one, and `vbk backup --attach NAME=FILE` adds a file to one",
+        &["tag", "notes", "comment", "label"],
+        "`vbk note` writes a note to a backup, and `vbk protect` keeps one",
     ),
     (
         "",
-        &["rename", "mv", "change-owner"],
-        "backups keep the guest's name; `vbk backup` under the new one begins another list, for which nothing is stored twice",
+        &["mv", "change-owner"],
+        "`vbk rename` gives the backups of a guest another name",
     ),
     (
         "",

@@ -121,6 +121,14 @@ pub const EXAMPLES: &[(&str, &[&str])] = &[
         &["vbk protect web1@2026-10-01", "vbk protect web1@latest db1@latest"],
     ),
     ("unprotect", &["vbk unprotect web1@2026-10-01"]),
+    (
+        "note",
+        &[
+            "vbk note web1@2026-11-21 'before the upgrade to 14'",
+            "vbk note web1@2026-11-21 --remove",
+        ],
+    ),
+    ("rename", &["vbk rename web1 shop"]),
     ("prune", &["vbk prune -n", "vbk prune", "vbk prune --max-unused 0%"]),
     (
         "copy",
@@ -159,11 +167,12 @@ pub const EXAMPLES: &[(&str, &[&str])] = &[
     ("status", &["vbk status", "vbk status --json"]),
     ("stats", &["vbk stats", "vbk stats --json"]),
     ("guests", &["vbk guests", "vbk guests --json"]),
-    ("config", &["vbk config check"]),
+    ("config", &["vbk config check", "vbk config example"]),
     (
         "config check",
         &["vbk config check", "vbk config check --config-file ./new.toml"],
     ),
+    ("config example", &["vbk config example"]),
     (
         "key",
         &[

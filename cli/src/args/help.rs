@@ -18,7 +18,19 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "list", "show", "diff", "ls", "find", "cat", "cp", "mount", "mounts", "umount", "restore", "boot",
         ],
     ),
-    ("Keep", &["forget", "unforget", "protect", "unprotect", "prune", "copy"]),
+    (
+        "Keep",
+        &[
+            "forget",
+            "unforget",
+            "protect",
+            "unprotect",
+            "note",
+            "rename",
+            "prune",
+            "copy",
+        ],
+    ),
     ("Check and repair", &["verify", "rehearse", "repair", "trust"]),
     ("Look", &["status", "stats", "guests"]),
     (

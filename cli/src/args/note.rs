@@ -10,10 +10,7 @@ const MAX_BYTES: usize = 1000;
 pub const HELP: &str = "\
 `vbk list`, `vbk show` and their JSON have the note, and `vbk copy` takes it
 along. It replaces an earlier one. It does not keep the backup: `vbk protect`
-does.
-
-Example:
-  vbk note web1@2026-11-21 'before the upgrade to 14'";
+does.";
 
 /// Arguments of `vbk note`.
 #[derive(Debug, Args)]

@@ -11,10 +11,7 @@ Times, disks, protection and what was verified or rehearsed stay, and the next
 backup under the new name stores only what is new. The ids of the backups change,
 because they are hashes of records that have the name in them; with change hints
 the next backup reads everything once. Rename the guest in the configuration and
-in libvirt too. A rename that was interrupted is continued by the same command.
-
-Example:
-  vbk rename web1 shop";
+in libvirt too. A rename that was interrupted is continued by the same command.";
 
 /// Arguments of `vbk rename`.
 #[derive(Debug, Args)]

@@ -23,7 +23,7 @@ use vbk::limit::{LimitOptions, requests};
 use vbk_repo::ErrorKind;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::name::{BackupTime, GuestName};
-use vbk_repo::repository::Reserve;
+use vbk_repo::repository::{Repository, Reserve, Unfinished};
 
 use self::monitoring::Monitoring;
 use self::plan::{Common, Job, Planned};
@@ -183,7 +183,6 @@ fn back_up(
     if let (Some(guest), Some(time)) = (&args.guest, args.time) {
         check_time(&catalogue, guest, time)?;
     }
-    found.extend(catalogue.guests().into_iter().cloned());
     let queue = Queue::at(&machine::cache_dir());
     queue.sort(&mut planned, &catalogue);
     let host = Host::new(programs.clone(), run, &machine::cache_dir());
@@ -218,6 +217,48 @@ fn back_up(
         known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
     })
+}
+
+/// Returns the repository for the reports of a run that ended before it opened one: unless the repository itself is the reason, or is
+/// on another host, for which a run may wait long.
+fn repository_after(context: &Context<'_>, error: &Error) -> Option<Repository> {
+    if let Some(repository) = context.opened_already() {
+        return Some(repository.clone());
+    }
+    let is_other = matches!(
+        error,
+        Error::Engine(_) | Error::Usage(_) | Error::NoGuests(_) | Error::Busy(_) | Error::Io { .. }
+    );
+    let path = context.repository_path().ok()?;
+    if !is_other || place::is_address(path) {
+        return None;
+    }
+    context.opened_without_question(&context.locked_repository().ok()?)
+}
+
+/// Returns what a run that ended early has left for the next one.
+fn kept(repository: &Repository) -> Option<Unfinished> {
+    let view = repository.view().ok()?;
+    let kept = repository.unfinished(view.number(), &mut |_| ())?;
+    Some(kept)
+}
+
+/// Adds what is kept for the next run to the error of a full repository.
+fn note_kept(done: &mut Done, kept: Option<Unfinished>) {
+    if let Err(Error::Engine(vbk::Error::RepositoryFull { kept_bytes, source, .. })) = &mut done.result {
+        tracing::info!("{}: {source}", done.guest);
+        *kept_bytes = kept.map(|kept| kept.stored_bytes);
+    }
+}
+
+/// `176 MiB in 176 blocks are kept for the next run, ...`; `None` if there is nothing.
+fn describe(kept: Option<Unfinished>) -> Option<String> {
+    let kept = kept.filter(|kept| !kept.is_empty())?;
+    Some(format!(
+        "{} in {} are kept, and are not stored again by the next run; `vbk prune` removes what it does not need",
+        units::size(kept.stored_bytes),
+        units::count(kept.blocks, "block"),
+    ))
 }
 
 /// Fails unless a backup with this time is the newest of its guest: it would be `latest`, and be told of as made with a wrong

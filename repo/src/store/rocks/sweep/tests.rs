@@ -142,7 +142,11 @@ fn a_sweep_that_ends_anywhere_goes_on_later() {
         let rest = run(&copy, &live, ALL);
         let unused = blocks.len() - blocks.len().div_ceil(3);
         if result.is_err() {
-            assert_eq!(told.removed_blocks + rest.removed_blocks, unused as u64, "ended at {end_at}");
+            assert_eq!(
+                told.removed_blocks + rest.removed_blocks,
+                unused as u64,
+                "ended at {end_at}"
+            );
         }
         assert_just_live(&copy, &blocks, &live);
         let left = blob_bytes(&copy);
