@@ -48,6 +48,7 @@ pages! {
     readme: "README.md",
     contributing: "CONTRIBUTING.md",
     install: "docs/install.md",
+    upgrading: "docs/upgrading.md",
     first_backup: "docs/first-backup.md",
     night: "docs/night.md",
     restore: "docs/restore.md",

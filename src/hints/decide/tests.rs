@@ -135,7 +135,7 @@ fn hints_are_not_used_after_a_damaged_backup() {
         damaged: Some(now()),
         ..State::default()
     };
-    let note = |entry: &Entry| note_of(&entry.backup.spec(), damaged);
+    let note = |entry: &Entry| note_of(&entry.backup.spec(), damaged.clone());
     store.amend(&[], &[note(&entries[0])]).expect("notes");
     let states = States::load(&store).expect("loads");
     assert!(
