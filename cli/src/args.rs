@@ -292,9 +292,9 @@ pub enum Command {
     Copy(CopyArgs),
     /// Show the content of the repository by guest, and its size
     Stats,
-    /// Show who uses the repository, its free space, and its last backup, verification and prune
+    /// Show who uses the repository, its free space and its last backup
     ///
-    /// With -v also what each reader holds.
+    /// Also the last verification and prune, whether damage is known, and with -v what each reader holds.
     Status(StatusArgs),
     /// Manage the keys of an encrypted repository
     #[command(subcommand)]

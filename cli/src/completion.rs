@@ -191,7 +191,7 @@ fn form_of(command: &str, arg: &Arg) -> Option<(Form, bool)> {
         ("umount", "dirs") => Some((Form::Mount, false)),
         ("mount", "what") => Some((Form::Backup, true)),
         ("cp", "paths") => Some((Form::Inside, true)),
-        ("forget" | "unforget", "what") => Some((Form::GuestOrBackup, false)),
+        ("forget" | "unforget" | "verify", "what") => Some((Form::GuestOrBackup, false)),
         ("find", "words") => Some((Form::Guest, false)),
         ("diff", _) => Some((Form::Backup, false)),
         _ if is(TypeId::of::<BackupSpec>()) => Some((Form::Backup, false)),

@@ -64,13 +64,14 @@ fn offered(lab: &Lab, variables: &[(&str, &str)], arguments: &str) -> Vec<String
 fn bash_completes_guests_times_disks_and_mount_points() {
     let lab = Lab::new();
     write_noise(&lab.path("disk"), 1, MIB);
+    write_noise(&lab.path("other"), 2, MIB);
     let mut names = Vec::new();
     for _ in 0..2 {
         let made = lab.json(args![
             "backup",
             "web1",
             format!("vda={}", lab.path("disk").display()),
-            format!("vdb={}", lab.path("disk").display())
+            format!("vdb={}", lab.path("other").display())
         ]);
         names.push(str_of(&made, "backup"));
     }
@@ -98,7 +99,7 @@ fn bash_completes_guests_times_disks_and_mount_points() {
     assert_eq!(of("ls web1@l"), ["latest:"]);
     assert_eq!(of("list d"), ["db "]);
     assert_eq!(of("forget w"), ["web1 ", "web1@"]);
-    assert_eq!(of("verify db@latest w"), ["web1@"]);
+    assert_eq!(of("verify db@latest w"), ["web1 ", "web1@"]);
     assert_eq!(of("show nobody@"), [""; 0]);
 
     // The repository that is typed comes before the variable, and that of the configuration after it.

@@ -17,7 +17,7 @@ use crate::tls::Server;
 fn lab_of_three_guests() -> Lab {
     let lab = Lab::new();
     write_noise(&lab.path("disk"), 1, MIB);
-    let made = str_of(&lab.backup("web1", &lab.path("disk")), "backup");
+    let made = str_of(&lab.backup("pattern", &lab.path("disk")), "backup");
     for (guest, time) in [
         ("web1", "2024-11-01T23-30-00Z"),
         ("web1", "2024-11-02T23-30-00Z"),
@@ -30,7 +30,7 @@ fn lab_of_three_guests() -> Lab {
             record.time = time.parse().expect("a time");
         });
     }
-    lab.ok(args!["forget", made]);
+    lab.ok(args!["forget", made, "--last-too"]);
     lab
 }
 

@@ -32,7 +32,9 @@ fn guests_and_disks_of_any_size_share_one_mount() {
     for (seed, (guest, size)) in (0..).zip(sizes) {
         let image = lab.path(&format!("{guest}.img"));
         write_noise(&image, seed, size);
-        let backup = lab.backup(guest, &image);
+        // An empty disk is kept, with a question whether it is the right one.
+        let code = if size == 0 { 3 } else { 0 };
+        let backup = lab.run(args!["--json", "backup", guest, image]).code(code).json();
         assert_eq!(u64_of(&backup, "size_bytes"), size, "{guest}");
         assert_eq!(u64_of(&backup, "new_bytes"), size, "{guest}");
     }

@@ -120,7 +120,7 @@ fn every_command_works_with_a_repository_behind_ssh() {
         status["disk"].is_object() && u64_of(&status, "free_bytes") > 0,
         "{status}"
     );
-    lab.run(args!["status"]).done().tells(&["VIEW", "ssh 127.0.0.1"]);
+    lab.run(args!["status", "-v"]).done().tells(&["VIEW", "ssh 127.0.0.1"]);
 }
 
 #[test]

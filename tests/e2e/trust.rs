@@ -52,7 +52,6 @@ fn assert_doubted(lab: &Lab, words: &[&str], reading: &[&str]) {
         args!["forget", "web1@latest"],
         args!["forget", "--all", "--keep-last", "1", "--prune"],
         args!["prune"],
-        args!["prune", "-n"],
         args!["protect", "web1@latest"],
     ];
     // A repair is made on the repository's own host, which knows what that host has seen.

@@ -82,10 +82,12 @@ make_disk() { # FILE NAME
 }
 
 edit() { # IMAGE PATH TEXT: a file on the first partition gets this text
-    echo "$3" >/tmp/vbk-docs-edit
-    printf 'cd %s\nrm %s\nwrite /tmp/vbk-docs-edit %s\n' "$(dirname "$2")" "$(basename "$2")" "$(basename "$2")" |
+    local edited
+    edited=$(mktemp)
+    echo "$3" >"$edited"
+    printf 'cd %s\nrm %s\nwrite %s %s\n' "$(dirname "$2")" "$(basename "$2")" "$edited" "$(basename "$2")" |
         debugfs -w -f - "$1?offset=1048576" >/dev/null 2>&1
-    rm /tmp/vbk-docs-edit
+    rm "$edited"
 }
 
 until_true() { # COMMAND...: waits until it succeeds

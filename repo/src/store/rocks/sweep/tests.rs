@@ -269,7 +269,7 @@ fn windows_are_chosen_by_their_share_until_enough_is_won() {
     assert_eq!(choose(&windows, 250, 1.0), [0_u64; 0]);
     assert_eq!(neighbours(&[1, 2, 3, 4, 5, 6, 9], &|_| 0), [1..5, 5..7, 9..10]);
     // Much that is to be moved is moved in turns.
-    let live_bytes = |number| if number == 2 { 3 << 30 } else { 1 << 30 };
+    let live_bytes = |number| if number == 2 { 3 << 30 } else { 1 << 29 };
     assert_eq!(neighbours(&[1, 2, 3, 4, 5], &live_bytes), [1..2, 2..3, 3..5, 5..6]);
     assert_eq!(length_of_pass(&[0, 1, 2], &windows, 2), 2);
     assert_eq!(length_of_pass(&[0, 1, 2], &windows, 0), 1);
