@@ -294,7 +294,7 @@ fn a_guest_is_forgotten_as_a_whole_with_its_metrics() {
     lab.run(args!["list", "web1"]).code(1).says(&["no guest"]);
     assert!(!has_metrics("web1") && has_metrics("db1"));
     lab.ok(args!["unforget", "web1"]);
-    assert_eq!(lab.json(args!["list", "web1"]).as_array().map(Vec::len), Some(4));
+    assert_eq!(lab.json(args!["list", "web1"]).as_array().map(Vec::len), Some(3));
 }
 
 #[test]

@@ -35,8 +35,9 @@ pub fn placeholders(line: &str) -> String {
     }
     for at in 1..words.len() {
         let is_day = words[at].parse::<u8>().is_ok_and(|day| day < 32);
-        if words[at - 1] == "process" && words[at].parse::<u32>().is_ok() {
-            words[at] = "<PID>".into();
+        let number = words[at].trim_end_matches([',', ')']);
+        if matches!(&*words[at - 1], "process" | "(process") && number.parse::<u32>().is_ok() {
+            words[at] = format!("<PID>{}", &words[at][number.len()..]);
         } else if words[at - 1] == "vbk" && words[at].split('.').count() == 3 && words[at].starts_with(is_digit) {
             words[at] = "<VERSION>".into();
         } else if is_day && MONTHS.contains(&words[at - 1].as_str()) {
@@ -255,6 +256,7 @@ mod tests {
             ),
             ("bin 30d, min-age 14d", "bin 30d, min-age 14d"),
             ("in use by process 1219", "in use by process <PID>"),
+            ("a backup (process 600, since", "a backup (process <PID>, since"),
         ] {
             assert_eq!(placeholders(line).replace("<RATE>:", "<RATE>"), expected);
         }

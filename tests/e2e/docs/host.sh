@@ -84,6 +84,7 @@ make_disk() { # FILE NAME
 edit() { # IMAGE PATH TEXT: a file on the first partition gets this text
     local edited
     edited=$(mktemp)
+    chmod 644 "$edited"
     echo "$3" >"$edited"
     printf 'cd %s\nrm %s\nwrite %s %s\n' "$(dirname "$2")" "$(basename "$2")" "$edited" "$(basename "$2")" |
         debugfs -w -f - "$1?offset=1048576" >/dev/null 2>&1
