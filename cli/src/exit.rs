@@ -251,7 +251,7 @@ impl Error {
         }
     }
 
-    /// Returns the kind of the error in one word, for scripts: one of [`KINDS`].
+    /// Returns the kind of the error in one word, for scripts: see `vbk --help`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::TimeOver(_) => TIME_LIMIT,

@@ -317,7 +317,7 @@ impl Catalogue {
         })
     }
 
-    /// Returns the guests with these names, or with names that match these patterns of [`matches`]. An error for one that no guest
+    /// Returns the guests with these names, or with names that match these patterns of [`matches()`]. An error for one that no guest
     /// has.
     pub fn guests_like(&self, patterns: &[GuestName]) -> Result<BTreeSet<&GuestName>> {
         let known = self.guests();

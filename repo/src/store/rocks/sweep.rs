@@ -301,7 +301,8 @@ impl Sweep<'_> {
 
     /// Counts what was removed from the index in some windows.
     fn count_removed(&mut self, windows: Range<u64>) {
-        for (_, (blocks, bytes)) in self.unlisted.extract_if(windows, |_, _| true) {
+        let numbers: Vec<u64> = self.unlisted.range(windows).map(|(number, _)| *number).collect();
+        for (blocks, bytes) in numbers.iter().filter_map(|number| self.unlisted.remove(number)) {
             self.swept.removed_blocks += blocks;
             self.swept.removed_bytes += bytes;
         }
