@@ -302,7 +302,7 @@ pub enum Command {
     /// List the guests of this host, and where they were found
     #[command(after_help = hosts::GUESTS_HELP)]
     Guests,
-    /// Check the configuration
+    /// Check the configuration, or print an example of one
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Write manual pages, and completion scripts for shells
