@@ -49,7 +49,10 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
     };
     let listed = chosen(&catalogue, &states, args, guests.as_ref(), &period, now);
     match (listed.is_empty(), catalogue.entries().is_empty()) {
-        (true, true) => context.say("no backups yet; `vbk backup GUEST DISK` makes the first"),
+        (true, true) => context.say(match view.forgotten().is_ok_and(|bin| !bin.is_empty()) {
+            true => "no backups; `vbk list --forgotten` lists those that `vbk unforget` can bring back",
+            false => "no backups yet; `vbk backup GUEST DISK` makes the first",
+        }),
         (true, false) => context.say("no backup is like that; `vbk list` lists all"),
         (false, _) => {
             let table = table(&listed, &states, zone.as_ref());

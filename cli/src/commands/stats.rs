@@ -56,6 +56,15 @@ fn ratio(of: u64, to: u64) -> f64 {
     if to == 0 { 1.0 } else { of as f64 / to as f64 }
 }
 
+/// `: 1.9 times smaller`; nothing where that says nothing.
+fn smaller(ratio: f64) -> String {
+    match ratio {
+        ..1.05 => String::new(),
+        ..10.0 => format!(": {ratio:.1} times smaller"),
+        _ => format!(": {ratio:.0} times smaller"),
+    }
+}
+
 /// Describes the repository as a whole.
 fn describe(report: &Report<'_>) -> String {
     let found = report.stats;
@@ -79,27 +88,30 @@ fn describe(report: &Report<'_>) -> String {
         (
             "Unique",
             format!(
-                "{} in {} (each stored once: {:.1} times smaller)",
+                "{} in {} (each stored once{})",
                 units::size(found.unique.plain_bytes),
                 units::count(found.unique.blocks, "block"),
-                report.dedup_ratio
+                smaller(report.dedup_ratio)
             ),
         ),
         (
             "Stored",
             format!(
-                "{} (compressed: {:.2} times smaller)",
+                "{} (compressed{})",
                 units::size(found.unique.stored_bytes),
-                report.compression_ratio
+                smaller(report.compression_ratio)
             ),
         ),
         (
             "Unreferenced",
-            format!(
-                "{} in {}; `vbk prune` gives the space back",
-                units::size(found.unreferenced.stored_bytes),
-                units::count(found.unreferenced.blocks, "block")
-            ),
+            match found.unreferenced.blocks {
+                0 => "none".to_owned(),
+                blocks => format!(
+                    "{} in {}; `vbk prune` gives the space back",
+                    units::size(found.unreferenced.stored_bytes),
+                    units::count(blocks, "block")
+                ),
+            },
         ),
     ];
     if let Some(unfinished) = report.unfinished.filter(|unfinished| !unfinished.is_empty()) {
@@ -117,11 +129,15 @@ fn describe(report: &Report<'_>) -> String {
         ("On disk", units::size(report.disk.total_bytes)),
         (
             "Growth",
-            format!(
-                "{} a day, over the last {}",
-                units::size(report.growth_bytes_per_day),
-                units::count(found.recent_days, "day")
-            ),
+            match (found.backups, found.recent_days) {
+                (0, _) => "no backups yet".to_owned(),
+                (_, 1) => format!("{} in the last day", units::size(report.growth_bytes_per_day)),
+                (_, days) => format!(
+                    "{} a day, over the last {}",
+                    units::size(report.growth_bytes_per_day),
+                    units::count(days, "day")
+                ),
+            },
         ),
     ]);
     lines
