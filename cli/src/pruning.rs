@@ -48,24 +48,6 @@ pub struct Task<'a> {
 pub fn prune<T: Serialize>(
     context: &Context<'_>,
     writer: Manager,
-    options: PruneOptions,
-    no_wait: bool,
-    cancel: &AtomicBool,
-    forgotten: Option<&T>,
-) -> Result<Outcome> {
-    let task = Task {
-        options,
-        no_wait,
-        cancel,
-        metrics: None,
-    };
-    prune_as(context, writer, &task, forgotten)
-}
-
-/// The same as a task says.
-pub fn prune_as<T: Serialize>(
-    context: &Context<'_>,
-    writer: Manager,
     task: &Task<'_>,
     forgotten: Option<&T>,
 ) -> Result<Outcome> {

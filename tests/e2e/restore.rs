@@ -277,4 +277,15 @@ fn a_directory_gets_all_disks_of_a_guest_and_its_files() {
     lab.ok(args!["restore", "web1@latest", out, "--force"]);
     lab.run(args!["restore", "web1@latest/vda", out, "--differential"])
         .code(2);
+    lab.run(args![
+        "restore",
+        "web1@latest",
+        out,
+        "--force",
+        "--format",
+        "qcow2",
+        "--skip-damaged=keep"
+    ])
+    .code(2)
+    .says(&["no old data to keep"]);
 }

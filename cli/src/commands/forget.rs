@@ -22,7 +22,7 @@ use crate::context::{Context, PROTECT};
 use crate::exit::{Error, Outcome, Result};
 use crate::gone;
 use crate::jumps::{Jump, Jumps};
-use crate::pruning::prune;
+use crate::pruning::{Task, prune};
 use crate::signals;
 use crate::warnings::warn_of_clock;
 use crate::zone;
@@ -82,12 +82,17 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         context.json_result(&judged.verdicts)?;
         return Ok(judged.outcome());
     }
-    let options = PruneOptions {
-        max_unused: PruneOptions::MAX_UNUSED,
-        dry_run: false,
-        empty_bin: false,
+    let task = Task {
+        options: PruneOptions {
+            max_unused: PruneOptions::MAX_UNUSED,
+            dry_run: false,
+            empty_bin: false,
+        },
+        no_wait: args.no_wait,
+        cancel: &cancel,
+        metrics: args.metrics.as_deref(),
     };
-    match prune(context, writer, options, args.no_wait, &cancel, Some(&judged.verdicts))? {
+    match prune(context, writer, &task, Some(&judged.verdicts))? {
         Outcome::Done => Ok(judged.outcome()),
         outcome => Ok(outcome),
     }

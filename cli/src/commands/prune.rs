@@ -5,7 +5,7 @@ use vbk_repo::store::PruneOptions;
 use crate::args::PruneArgs;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::pruning::{PRUNE, Task, prune_as, prune_sealed, would_prune, would_prune_sealed};
+use crate::pruning::{PRUNE, Task, prune, prune_sealed, would_prune, would_prune_sealed};
 use crate::signals;
 
 /// Removes blocks that no backup needs.
@@ -31,7 +31,7 @@ pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
         None if args.without_key => prune_sealed(context, &task),
         None => {
             let writer = context.manager(PRUNE, args.no_wait, &cancel)?;
-            prune_as(context, writer, &task, None::<&()>)
+            prune(context, writer, &task, None::<&()>)
         }
     }
 }

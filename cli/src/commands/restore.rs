@@ -81,17 +81,24 @@ impl Disk<'_> {
     }
 }
 
+/// Returns the format of the files to write.
+fn format_of(args: &RestoreArgs) -> Result<Format> {
+    match (args.format, args.skip_damaged) {
+        (Some(FileFormat::Qcow2), Some(SkipDamaged::Keep)) => Err(Error::Usage(
+            "a qcow2 image has no old data to keep; --skip-damaged writes zeros".into(),
+        )),
+        (Some(FileFormat::Qcow2), _) => Ok(Format::Qcow2),
+        (Some(FileFormat::Raw) | None, _) => Ok(Format::Raw),
+    }
+}
+
 fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outcome> {
     let started = Instant::now();
     let to_stdout = target == Path::new("-");
     if to_stdout {
         check_stdout(context, args)?;
     }
-    if args.format == Some(FileFormat::Qcow2) && args.skip_damaged == Some(SkipDamaged::Keep) {
-        return Err(Error::Usage(
-            "a qcow2 image has no old data to keep; --skip-damaged writes zeros".into(),
-        ));
-    }
+    let format = format_of(args)?;
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
     let catalogue = view.catalogue()?;
@@ -117,10 +124,6 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         progress.finish();
         return Ok(print_damaged(&label, &lost, "they are zeros"));
     }
-    let format = match args.format {
-        Some(FileFormat::Qcow2) => Format::Qcow2,
-        Some(FileFormat::Raw) | None => Format::Raw,
-    };
     let (changes, known) = changes(args, &entry.id.to_string(), image)?;
     let options = RestoreOptions {
         label: label.clone(),

@@ -8,8 +8,8 @@ use vbk::restore::{Damaged, Fill, Format, RestoreOptions, Restored, restore};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::reader::{ImageReader, ReadResources};
 
-use super::{Disk, Report, damage_mode, print_damaged};
-use crate::args::{FileFormat, RestoreArgs};
+use super::{Disk, Report, damage_mode, format_of, print_damaged};
+use crate::args::RestoreArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::signals;
@@ -40,6 +40,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, directory: &Path) -> Resul
             directory.display()
         )));
     }
+    let format = format_of(args)?;
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
     let catalogue = view.catalogue()?;
@@ -50,10 +51,6 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, directory: &Path) -> Resul
     let (images, files): (Vec<&Image>, &[Image]) = match &args.backup.disk {
         Some(disk) => (vec![backup.image(disk)?], &[]),
         None => (backup.images.iter().collect(), &backup.files),
-    };
-    let format = match args.format {
-        Some(FileFormat::Qcow2) => Format::Qcow2,
-        Some(FileFormat::Raw) | None => Format::Raw,
     };
     let extension = match format {
         Format::Qcow2 => "qcow2",
