@@ -24,7 +24,7 @@ pub fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
 
 /// Runs the cases of a store that sweeps by itself: all but those of [`StoreManager::retain`].
 pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
-    let cases: [fn(&dyn StoreManager); 19] = [
+    let cases: [fn(&dyn StoreManager); 20] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -36,6 +36,7 @@ pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
         what_readers_see_has_a_generation,
         records_go_by_name_and_notes_change_with_them,
         a_condemned_block_is_stored_anew_once,
+        the_mark_of_a_block_that_a_sweep_removed_goes_when_it_is_put_again,
         a_change_is_made_to_the_state_that_it_came_from,
         named_records_and_notes_are_looked_up,
         the_store_knows_when_a_record_was_committed,
@@ -285,6 +286,13 @@ fn named_records_and_notes_are_looked_up(store: &dyn StoreManager) {
     assert_eq!(found.generation, store.generation().expect("is known"));
     let nothing = store.lookup(&[], &[]).expect("looks up");
     assert!(nothing.records.is_empty() && nothing.notes.is_empty());
+}
+
+fn the_mark_of_a_block_that_a_sweep_removed_goes_when_it_is_put_again(store: &dyn StoreManager) {
+    store.condemn(&[sealed(store, 1, 4).id]).expect("condemns");
+    store.put(vec![sealed(store, 1, 4)]).expect("puts");
+    store.flush().expect("flushes");
+    assert_eq!(store.condemned().expect("lists"), []);
 }
 
 fn a_condemned_block_is_stored_anew_once(store: &dyn StoreManager) {

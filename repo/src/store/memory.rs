@@ -384,15 +384,16 @@ impl StoreManager for MemoryStore {
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         let mut inner = self.lock();
-        inner.condemned.extend(ids);
+        let mut all: HashSet<BlockId> = ids.iter().copied().collect();
         loop {
+            let before = all.len();
             let depends = |(id, (_, sealed)): (&BlockId, &(Place, Sealed))| {
-                sealed.base.filter(|base| inner.condemned.contains(base)).map(|_| *id)
+                sealed.base.filter(|base| all.contains(base)).map(|_| *id)
             };
             let more: Vec<_> = inner.blocks.iter().filter_map(depends).collect();
-            let before = inner.condemned.len();
-            inner.condemned.extend(more);
-            if inner.condemned.len() == before {
+            all.extend(more);
+            if all.len() == before {
+                inner.condemned.extend(all);
                 return Ok(());
             }
         }

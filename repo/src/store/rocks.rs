@@ -307,13 +307,16 @@ impl RocksStore {
             return Err(failed_before());
         }
         let mut batch = WriteBatch::default();
+        // A sweep that was interrupted leaves marks of blocks that it removed; one that is put again is whole.
+        let is_marked = |id: &BlockId| self.condemned.read().contains(id);
+        let marked: Vec<_> = covered.iter().map(|(id, _)| *id).filter(is_marked).collect();
+        for id in &marked {
+            batch.delete_cf(reader.family("meta"), CONDEMNED.key(*id));
+        }
         for (id, Pending { row, replaces }) in &covered {
             batch.put_cf(reader.family("index"), id.0, row.encode());
-            if let Some(old) = *replaces {
-                batch.delete_cf(reader.family("meta"), CONDEMNED.key(*id));
-                if reader.is_at(*id, old) {
-                    batch.delete_range_cf(reader.family("blocks"), part_key(old, 0), part_key(old + 1, 0));
-                }
+            if let Some(old) = replaces.filter(|old| reader.is_at(*id, *old)) {
+                batch.delete_range_cf(reader.family("blocks"), part_key(old, 0), part_key(old + 1, 0));
             }
         }
         if covered.iter().any(|(_, pending)| pending.row.base.is_some()) {
@@ -333,12 +336,8 @@ impl RocksStore {
         let _no_puts = self.gate.write();
         let mut pending = self.pending();
         let mut condemned = self.condemned.write();
-        for (id, covered) in &covered {
-            pending.remove(id);
-            if covered.replaces.is_some() {
-                condemned.remove(id);
-            }
-        }
+        covered.iter().for_each(|(id, _)| _ = pending.remove(id));
+        marked.iter().for_each(|id| _ = condemned.remove(id));
         Ok(())
     }
 

@@ -233,13 +233,8 @@ impl<H: Home> Bench<H> {
         let store = self.store();
         store.flush()?;
         let live = mark(&*store, &Catalogue::load(&*store)?, 2, &CANCEL)?;
-        let mut named = ids_of(&*store, &self.backups);
-        let mut bases = BTreeSet::new();
-        store.survey(&mut |id, located| {
-            bases.extend(located.base.filter(|_| named.contains(&id)));
-            Ok(())
-        })?;
-        named.extend(bases);
+        let named = ids_of(&*store, &self.backups);
+        let named = closure(named, &base_of_each(&*store)?);
         assert!(named.is_subset(&self.blocks.sure), "the model itself is wrong");
         let options = |dry_run| PruneOptions {
             max_unused,
@@ -320,12 +315,11 @@ impl<H: Home> Bench<H> {
         let fresh = !self.condemned.maybe.contains(id);
         let place = || Ok::<_, Error>(store.locate(&[*id])?[0].expect("a backup names it").place);
         let before = place()?;
-        let mut dependents = BTreeSet::new();
-        store.survey(&mut |dependent, located| {
-            dependents.extend((located.base == Some(*id)).then_some(dependent));
-            Ok(())
-        })?;
-        dependents.retain(|id| !self.condemned.sure.contains(id));
+        let dependents = base_of_each(&*store)?
+            .into_iter()
+            .map(|(dependent, base)| (base, dependent));
+        let mut dependents = closure(BTreeSet::from([*id]), &dependents.collect::<Vec<_>>());
+        dependents.retain(|dependent| dependent != id && !self.condemned.sure.contains(dependent));
         // Also if it fails.
         self.condemned.maybe.extend(dependents);
         store.condemn(&[*id])?;
@@ -377,6 +371,31 @@ impl<H: Home> Bench<H> {
             for (key, kept) in &view.backups {
                 read(view.reader.clone(), key, kept, 0, usize::MAX).expect("a view reads");
             }
+        }
+    }
+}
+
+/// Returns each difference with its base.
+fn base_of_each(store: &dyn StoreReader) -> Result<Vec<(BlockId, BlockId)>> {
+    let mut pairs = Vec::new();
+    store.survey(&mut |id, located| {
+        pairs.extend(located.base.map(|base| (id, base)));
+        Ok(())
+    })?;
+    Ok(pairs)
+}
+
+/// Adds what the arrows lead to from these blocks, over any number of steps.
+fn closure(mut from: BTreeSet<BlockId>, arrows: &[(BlockId, BlockId)]) -> BTreeSet<BlockId> {
+    loop {
+        let before = from.len();
+        let next = arrows
+            .iter()
+            .filter(|(start, _)| from.contains(start))
+            .map(|(_, end)| *end);
+        from.extend(next.collect::<Vec<_>>());
+        if from.len() == before {
+            return from;
         }
     }
 }
