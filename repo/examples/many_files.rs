@@ -1,11 +1,13 @@
-//! Fills a new repository with many tiny blob files, and measures at several numbers of them what a commit costs, and the
-//! opening of a writer and of a reader. `scripts/bench-growth` runs it.
+//! Fills a new repository with many tiny blob files, and prunes it now and then, which merges such files. Measures at several
+//! numbers of them what a commit costs, and the opening of a writer and of a reader. `scripts/bench-growth` runs it.
 //!
-//! Usage: `many_files DIRECTORY COUNT...`, counts in ascending order
+//! Usage: `many_files DIRECTORY COUNT...`, counts of written files in ascending order
 
 #![allow(clippy::print_stdout, reason = "this is a command")]
 
+use std::fs::DirEntry;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,8 +16,11 @@ use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::name::BackupTime;
 use vbk_repo::repository::{CreateOptions, Repository, Writer};
+use vbk_repo::store::PruneOptions;
 use vbk_repo::writer::ImageWriter;
 
+/// Blob files that are written between two prunes.
+const NIGHT: u64 = 2000;
 /// Commits that are measured at each number of files.
 const COMMITS: usize = 41;
 /// A page that is smaller lies in no blob file.
@@ -31,38 +36,69 @@ fn main() -> Result<()> {
         .map(|count| count.parse())
         .collect::<std::result::Result<Vec<u64>, _>>()?;
     let repository = Repository::create(Path::new(&directory), &CreateOptions::plain(BlockSize::MIN))?;
+    let store = Path::new(&directory).join("store");
     let mut made = Made(1);
-    let mut files = 0;
+    // Something that a backup names, so that a prune may leave the rest unused.
+    made.commit(&repository.writer("bench", &mut |_| false)?)?;
+    let mut written = 0;
     for count in counts {
-        let writer = repository.writer("bench", &mut |_| false)?;
         let clock = Instant::now();
-        while files < count {
-            made.block(&writer)?;
-            writer.store().flush()?;
-            files += 1;
+        let mut pruned = Duration::ZERO;
+        while written < count {
+            let night = count.min(written + NIGHT);
+            let writer = repository.writer("bench", &mut |_| false)?;
+            while written < night {
+                made.block(&writer)?;
+                writer.store().flush()?;
+                written += 1;
+            }
+            drop(writer);
+            pruned += prune(&repository)?;
         }
-        let filled = clock.elapsed();
+        let filled = clock.elapsed() - pruned;
+        let files = blob_files(&store)?;
+        let writer = repository.writer("bench", &mut |_| false)?;
         // The first commit after a pause shows all that is new since the last one.
         made.commit(&writer)?;
         let commits = timed(COMMITS, || made.commit(&writer))?;
-        files += COMMITS as u64 + 1;
         drop(writer);
         let writers = timed(3, || {
             repository.writer("bench", &mut |_| false).map(drop).map_err(Into::into)
         })?;
         let readers = timed(3, || repository.view().map(drop).map_err(Into::into))?;
         println!(
-            "{count} blob files: a commit {:.1} ms (the slowest of {COMMITS} {:.1} ms), a writer opens in {:.0} ms, a reader in {:.0} \
-             ms; filled in {:.0} s; {} MiB of memory at the peak",
+            "{count} blob files, {files} are there: a commit {:.1} ms (the slowest of {COMMITS} {:.1} ms), a writer opens in {:.0} \
+             ms, a reader in {:.0} ms; filled in {:.0} s and {:.0} s of prunes; {} MiB of memory at the peak",
             ms(commits[COMMITS / 2]),
             ms(commits[COMMITS - 1]),
             ms(writers[1]),
             ms(readers[1]),
             filled.as_secs_f64(),
+            pruned.as_secs_f64(),
             memory_mib(),
         );
     }
     Ok(())
+}
+
+fn prune(repository: &Repository) -> Result<Duration> {
+    let clock = Instant::now();
+    let mut manager = repository.manager("bench", &mut |_| false)?;
+    // Most blocks are those of no backup, and have to stay.
+    let options = PruneOptions {
+        max_unused: f64::MAX,
+        dry_run: false,
+        empty_bin: false,
+    };
+    manager.prune(options, 2, &AtomicBool::new(false), &|_| ())?;
+    drop(manager);
+    Ok(clock.elapsed())
+}
+
+fn blob_files(store: &Path) -> Result<usize> {
+    let is_blob = |file: &DirEntry| file.path().extension().is_some_and(|end| end == "blob");
+    let files = std::fs::read_dir(store)?.filter_map(std::result::Result::ok);
+    Ok(files.filter(is_blob).count())
 }
 
 /// Number of the next block.

@@ -19,6 +19,9 @@ use crate::store::{Live, PruneOptions, Record, StoreManager, StoreReader, Swept}
 /// Time after which a prune shows readers its progress, and releases the view before. Sooner where little is free.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Room that a prune may take with copies of what it moves before it does the same.
+const PUBLISH_BYTES: u64 = 2 << 30;
+
 /// Time between two looks whether another process waits.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -418,14 +421,13 @@ impl Pruning<'_> {
             let removed_bytes = swept.removed_bytes;
             // The view before keeps on the disk all that was removed since, and a copy of what was moved.
             let held_bytes = removed_bytes - published_bytes;
-            if held_bytes > 0 {
-                let free_bytes = keeper.free_bytes()?;
-                let is_short = free_bytes <= held_bytes.max(free_then_bytes / 2);
-                if is_short || published.elapsed() >= PUBLISH_INTERVAL {
-                    keeper.publish()?;
-                    (published_bytes, published) = (removed_bytes, Instant::now());
-                    free_then_bytes = keeper.free_bytes()?;
-                }
+            let free_bytes = keeper.free_bytes()?;
+            let is_short = free_bytes <= held_bytes.max(free_then_bytes / 2);
+            let is_due = is_short || published.elapsed() >= PUBLISH_INTERVAL;
+            if held_bytes > 0 && is_due || free_bytes.saturating_add(PUBLISH_BYTES) <= free_then_bytes {
+                keeper.publish()?;
+                (published_bytes, published) = (removed_bytes, Instant::now());
+                free_then_bytes = keeper.free_bytes()?;
             }
             match cancel.load(Ordering::SeqCst) {
                 true => Err(Error::Interrupted),

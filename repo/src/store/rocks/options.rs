@@ -31,6 +31,8 @@ const LOG_BYTES: u64 = 1 << 20;
 const MANIFEST_BYTES: usize = 64 << 10;
 /// Size of a sorted file of `blocks`.
 const TABLE_BYTES: u64 = 2 << 20;
+/// Most bytes of a blob file that a compaction writes. What is moved at once is hardly more.
+pub(super) const BLOB_FILE_BYTES: u64 = 1 << 30;
 
 /// Returns options for a database that is written to, and its column families. `direct`: flush and compact with direct I/O.
 /// `create`: create missing parts.
@@ -121,6 +123,7 @@ fn family(name: &str, cache: &Cache) -> Options {
         // rows.
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);
+        options.set_blob_file_size(BLOB_FILE_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
         // A block of 1 MiB takes about 1.3 KB in the sorted files. Compaction works on whole files, so they are kept
         // small: each of their bytes stands for many in blob files that a sweep would have to move.

@@ -26,7 +26,8 @@
 //! was put since is live, or its index row is removed before its own rows. Windows without live blocks always come
 //! first, because sweeping them needs no space.
 //!
-//! Nodes are removed in batches; each one is a single row that nothing names any more.
+//! Nodes are removed in batches; each one is a single row that nothing names any more. In the end small files are merged, see
+//! `merge.rs`.
 //!
 //! Writers go on meanwhile: `sessions.rs` says why none of them loses anything.
 //!
@@ -34,6 +35,7 @@
 
 mod compaction;
 mod estimate;
+mod merge;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +46,7 @@ use rocksdb::{IteratorMode, WriteBatch};
 pub(super) use self::compaction::compact;
 use self::compaction::{Keys, collect_garbage, flush_blocks, is_whole, move_live};
 pub(crate) use self::estimate::Estimate;
+use self::merge::Merging;
 use self::windows::{Window, choose, decode, encode, length_of_pass, neighbours};
 use super::RocksStore;
 use super::errors::failed;
@@ -221,6 +224,7 @@ impl Sweep<'_> {
         step(&self.swept)?;
         self.remove_nodes(false, step)?;
         self.tidy(step)?;
+        self.merge(Merging::USUAL, step)?;
         step(&self.swept)?;
         match self.damaged {
             false => Ok(()),

@@ -10,6 +10,7 @@ use super::super::errors::{failed, is_damage};
 use super::super::options::BLOCKS;
 use super::super::reader::{RocksReader, scan};
 use super::super::rows::part_key;
+use crate::block::PAGE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pages that are read between two steps.
@@ -18,24 +19,39 @@ const STEP_PAGES: u64 = if cfg!(test) { 7 } else { 256 };
 /// Keys of `blocks`.
 pub(super) type Keys = RangeInclusive<[u8; 10]>;
 
-/// Returns the keys of each table of `blocks`. Takes 300 bytes for each table of the store meanwhile.
-fn tables(reader: &RocksReader) -> Result<Vec<Keys>> {
+/// A table of `blocks`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Table {
+    pub(super) keys: Keys,
+    /// Plain bytes of the pages that it names, or a little more.
+    pub(super) plain_bytes: u64,
+}
+
+/// Returns the tables of `blocks`, in the order of their first keys. Takes 300 bytes for each table of the store meanwhile.
+pub(super) fn tables(reader: &RocksReader) -> Result<Vec<Table>> {
     let files = reader.db.live_files().map_err(failed("list its files"))?;
     let key = |key: Option<Vec<u8>>| <[u8; 10]>::try_from(key?).ok();
-    let keys = |file: LiveFile| Some(key(file.start_key)?..=key(file.end_key)?);
+    let table = |file: LiveFile| {
+        Some(Table {
+            keys: key(file.start_key)?..=key(file.end_key)?,
+            plain_bytes: file.num_entries * PAGE_BYTES as u64,
+        })
+    };
     let blocks = files.into_iter().filter(|file| file.column_family_name == BLOCKS);
-    Ok(blocks.filter_map(keys).collect())
+    let mut tables: Vec<_> = blocks.filter_map(table).collect();
+    tables.sort_unstable_by_key(|table| *table.keys.start());
+    Ok(tables)
 }
 
 /// Returns the keys of all tables that a compaction of some keys rewrites: it rewrites whole tables.
-fn rewritten(tables: &[Keys], keys: &Keys) -> Keys {
+pub(super) fn rewritten(tables: &[Table], keys: &Keys) -> Keys {
     let (mut first, mut last) = keys.clone().into_inner();
     loop {
         let before = (first, last);
-        let overlaps = |table: &&Keys| *table.start() <= before.1 && before.0 <= *table.end();
-        for table in tables.iter().filter(overlaps) {
-            first = first.min(*table.start());
-            last = last.max(*table.end());
+        let all = tables.iter().map(|table| &table.keys);
+        for keys in all.filter(|keys| *keys.start() <= before.1 && before.0 <= *keys.end()) {
+            first = first.min(*keys.start());
+            last = last.max(*keys.end());
         }
         if (first, last) == before {
             return first..=last;

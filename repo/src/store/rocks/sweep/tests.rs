@@ -8,15 +8,15 @@ use crate::block::Hashing;
 use crate::codec::{Compression, Sealed, Sealer};
 use crate::store::{StoreReader, StoreWriter};
 
-const WINDOW: u64 = 100;
-const ALL: PruneOptions = PruneOptions {
+pub(super) const WINDOW: u64 = 100;
+pub(super) const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
     empty_bin: false,
 };
 
 /// Noise of 20,000 bytes.
-fn block(seed: u32) -> Sealed {
+pub(super) fn block(seed: u32) -> Sealed {
     let mut noise = seed * 2 + 1;
     let plain: Vec<u8> = (0..20_000)
         .map(|_| {
@@ -35,7 +35,7 @@ fn filled(is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
 }
 
 /// The same with so many blocks in a file.
-fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
+pub(super) fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
     let fixture = Fixture::new();
     let blocks: Vec<_> = (0..5 * WINDOW as u32).map(block).collect();
     for some in blocks.chunks(blocks_in_file) {
@@ -51,13 +51,29 @@ fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) -> (Fixture, 
     (fixture, blocks, live)
 }
 
-fn blob_bytes(fixture: &Fixture) -> u64 {
+/// A sweep that has done nothing yet.
+pub(super) fn sweep<'a>(fixture: &'a Fixture, live: &'a Live) -> Sweep<'a> {
+    Sweep {
+        store: fixture.store(),
+        session: None,
+        horizon: u64::MAX,
+        live,
+        live_places: Places::default(),
+        window_blocks: WINDOW,
+        begun: BTreeSet::new(),
+        damaged: false,
+        unlisted: BTreeMap::new(),
+        swept: Swept::default(),
+    }
+}
+
+pub(super) fn blob_bytes(fixture: &Fixture) -> u64 {
     let files = blob_files(fixture);
     files.iter().map(|file| file.metadata().expect("is there").size()).sum()
 }
 
 /// Oldest first.
-fn blob_files(fixture: &Fixture) -> Vec<PathBuf> {
+pub(super) fn blob_files(fixture: &Fixture) -> Vec<PathBuf> {
     let files = std::fs::read_dir(fixture.directory.path().join("store")).expect("lists");
     let files = files.map(|file| file.expect("an entry").path());
     let mut files: Vec<_> = files
@@ -67,11 +83,11 @@ fn blob_files(fixture: &Fixture) -> Vec<PathBuf> {
     files
 }
 
-fn run(fixture: &Fixture, live: &Live, options: PruneOptions) -> Swept {
+pub(super) fn run(fixture: &Fixture, live: &Live, options: PruneOptions) -> Swept {
     sweep_windows(fixture.store(), None, live, options, WINDOW, &mut |_| Ok(())).expect("sweeps")
 }
 
-fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
+pub(super) fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
     for (place, block) in (0..).map(Place).zip(blocks) {
         let stored = fixture.store().get(&[wanted(block)]).remove(0);
         let is_live = live.has_block_at(place);
@@ -162,18 +178,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
     for steps in 1..=3 {
         let (fixture, blocks, live) = filled(|n| n % 2 == 0);
         let before = blob_bytes(&fixture);
-        let mut sweep = Sweep {
-            store: fixture.store(),
-            session: None,
-            horizon: u64::MAX,
-            live: &live,
-            live_places: Places::default(),
-            window_blocks: WINDOW,
-            begun: BTreeSet::new(),
-            damaged: false,
-            unlisted: BTreeMap::new(),
-            swept: Swept::default(),
-        };
+        let mut sweep = sweep(&fixture, &live);
         sweep.count(&mut |_| Ok(())).expect("counts");
         let range = 0..5 * WINDOW;
         let mut batch = WriteBatch::default();
@@ -297,16 +302,24 @@ fn what_a_damaged_row_says_is_being_swept_costs_no_more_than_the_store_has() {
     }
 }
 
+/// Changes a byte in the middle of a file.
+pub(super) fn damage(path: &PathBuf) {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("opens");
+    let (at, mut byte) = (file.metadata().expect("is there").len() / 2, [0]);
+    file.read_exact_at(&mut byte, at).expect("reads");
+    file.write_all_at(&[!byte[0]], at).expect("writes");
+}
+
 #[test]
 fn damage_stops_no_sweep() {
     let (fixture, blocks, live) = filled_by(1, |number| number % 2 == 0);
     let files = blob_files(&fixture);
     // The block in the 151st file is needed.
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&files[150]);
-    let (file, mut byte) = (file.expect("opens"), [0]);
-    let at = file.metadata().expect("is there").len() / 2;
-    file.read_exact_at(&mut byte, at).expect("reads");
-    file.write_all_at(&[!byte[0]], at).expect("writes");
+    damage(&files[150]);
     let sweep = |live: &Live| sweep_windows(fixture.store(), None, live, ALL, WINDOW, &mut |_| Ok(()));
     // The second window stays as it is, and so it does at the next prune.
     for _ in 0..2 {
