@@ -323,9 +323,7 @@ impl Error {
                  stored again",
             ),
             ErrorKind::NoSpace if matches!(self, Self::Io { .. }) => Some("make room there, or choose another target"),
-            ErrorKind::NoSpace => {
-                Some("make room on the repository's file system and run it again; `vbk prune` itself needs up to 8 GiB")
-            }
+            ErrorKind::NoSpace => Some("make room on the repository's file system and run it again"),
             ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::KeyNeeded { .. })) => Some(
                 "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",

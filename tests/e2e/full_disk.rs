@@ -436,6 +436,21 @@ fn prune_on_a_full_disk_frees_space_or_reports_the_shortage() {
 }
 
 #[test]
+fn prune_on_a_full_disk_frees_a_guest_beside_a_large_one() {
+    const LIVE: u64 = 64 * MIB;
+    let template = Template::new(256, "1M", |lab| {
+        let disk = lab.path("disk.img");
+        for (guest, seed, bytes) in [("dead1", 5, 8 * MIB), ("live", 3, LIVE), ("dead2", 6, 8 * MIB)] {
+            write_noise(&disk, seed, bytes);
+            lab.backup(guest, &disk);
+        }
+        lab.ok(args!["forget", "--guest", "dead1", "--guest", "dead2", "--all"]);
+    });
+    let enough = prune_at_points(&template, &[0, 64, 256, 512, 1024], (3, LIVE), 15 * MIB);
+    assert!(enough.is_some_and(|kib| kib <= 512), "{enough:?}");
+}
+
+#[test]
 fn prune_on_a_full_disk_frees_isolated_blocks_without_room_for_data() {
     const BLOCKS: u64 = 128;
     const BLOCK: u64 = 16 * MIB;

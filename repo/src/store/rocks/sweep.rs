@@ -13,14 +13,14 @@
 //! 1. `sweeping` names its windows. Nothing is changed yet.
 //! 2. The index rows of the unused blocks in them are removed, in synced and logged batches. The blocks no longer exist
 //!    for readers of the store (views keep theirs), and only their space is still taken.
-//! 3. For a few adjacent windows at a time: the rows of all blocks in them that are not live are removed, and that is
-//!    flushed. A forced compaction writes the live blocks that shared files with unused ones to new blob files and
-//!    drops the old files, each completely or not at all. Then `sweeping` no longer names these windows.
+//! 3. For a few adjacent windows at a time, see `groups.rs`: the rows of all blocks in them that are not live are removed, and that
+//!    is flushed. A forced compaction drops the files in which nothing is live. Where unused blocks shared files with live ones,
+//!    another one writes the live ones to new blob files and drops the old files, each completely or not at all. Then `sweeping` no
+//!    longer names these windows.
 //!
 //! Damaged pages stop no sweep: a compaction that meets one would fail, and RocksDB would write nothing any more. So what a
-//! compaction would move is read before step 3. Windows in which something can't be read skip that step and stay in `sweeping`,
-//! and the sweep ends with an error when all else is done. When the damaged block was mended or removed, the next sweep frees
-//! their space.
+//! compaction would move is read before. Windows in which something can't be read, or for which the disk is too full, stay in
+//! `sweeping`, and the sweep ends with an error when all else is done. The next sweep tries them again.
 //!
 //! A crash leaves `sweeping`, and the next sweep includes the windows that it names, by what is live then: a block that
 //! was put since is live, or its index row is removed before its own rows. Windows without live blocks always come
@@ -35,6 +35,7 @@
 
 mod compaction;
 mod estimate;
+mod groups;
 mod merge;
 mod windows;
 
@@ -43,8 +44,8 @@ use std::ops::Range;
 
 use rocksdb::{IteratorMode, WriteBatch};
 
+use self::compaction::Keys;
 pub(super) use self::compaction::compact;
-use self::compaction::{Keys, collect_garbage, flush_blocks, is_whole, move_live};
 pub(crate) use self::estimate::Estimate;
 use self::merge::Merging;
 use self::windows::{Window, choose, decode, encode, length_of_pass, neighbours};
@@ -53,10 +54,10 @@ use super::errors::failed;
 use super::reader::scan;
 use super::rows::part_key;
 use super::sessions::Rule;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::places::Places;
-use crate::store::{Live, Located, Place, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
+use crate::store::{Live, Located, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
@@ -120,13 +121,16 @@ pub(super) fn sweep_windows(
         live_places: Places::default(),
         window_blocks,
         begun: BTreeSet::new(),
+        left_over: BTreeSet::new(),
         damaged: false,
+        short: BTreeMap::new(),
         unlisted: BTreeMap::new(),
         swept: Swept::default(),
     };
     let mut windows = sweep.count(step)?;
     let mut chosen = choose(&windows, sweep.swept.live_bytes, options.max_unused);
-    sweep.begun = sweep.left_over()?;
+    sweep.begun = sweep.find_left_over()?;
+    sweep.left_over = sweep.begun.clone();
     for &number in &sweep.begun {
         windows.entry(number).or_default();
         if !chosen.contains(&number) {
@@ -147,10 +151,7 @@ pub(super) fn sweep_windows(
         sweep.count_removed(0..u64::MAX);
         let _interrupted = step(&sweep.swept);
     }
-    // Setting the option writes a file, which may fail even if everything else succeeds.
-    let off = collect_garbage(store, false);
-    result.and(off)?;
-    Ok(sweep.swept)
+    result.map(|()| sweep.swept)
 }
 
 struct Sweep<'a> {
@@ -165,8 +166,12 @@ struct Sweep<'a> {
     window_blocks: u64,
     /// Windows listed in `sweeping`.
     begun: BTreeSet<u64>,
-    /// Some of those can't be swept.
+    /// Windows of those in which removed blocks may lie beside live ones already: an earlier sweep left them.
+    left_over: BTreeSet<u64>,
+    /// Some windows have damaged blocks, which can't be moved.
     damaged: bool,
+    /// Windows whose live blocks could not be moved, and the room in bytes that this takes.
+    short: BTreeMap<u64, u64>,
     /// Blocks and bytes of each window whose index rows were removed.
     unlisted: BTreeMap<u64, (u64, u64)>,
     swept: Swept,
@@ -224,18 +229,10 @@ impl Sweep<'_> {
         step(&self.swept)?;
         self.remove_nodes(false, step)?;
         self.tidy(step)?;
+        self.try_again(step)?;
         self.merge(Merging::USUAL, step)?;
         step(&self.swept)?;
-        match self.damaged {
-            false => Ok(()),
-            true => Err(Error::Store {
-                kind: ErrorKind::Corrupt,
-                doing: "give all space back",
-                message: "blocks are damaged, and what was stored beside them stays until they are stored again or removed; `vbk verify` \
-                          tells which backups need them, and `vbk prune --max-unused 0` removes those that none needs"
-                    .into(),
-            }),
-        }
+        self.tell_what_is_left()
     }
 
     /// Sweeps windows, given in order. `moves_live`: some blocks in them are live.
@@ -246,9 +243,6 @@ impl Sweep<'_> {
         moves_live: bool,
         step: &mut dyn FnMut(&Swept) -> Result<()>,
     ) -> Result<()> {
-        if moves_live {
-            collect_garbage(self.store, true)?;
-        }
         self.begun.extend(numbers);
         self.note_begun()?;
         let groups = neighbours(numbers, &|number| {
@@ -256,60 +250,9 @@ impl Sweep<'_> {
         });
         let ranges: Vec<_> = groups.iter().map(|group| self.sequences(group)).collect();
         self.unlist(&ranges, step)?;
-        for group in groups {
-            if self.sweep_group(&group, moves_live, step)? {
-                step(&self.swept)?;
-                continue;
-            }
-            let several = group.end - group.start > 1;
-            for number in group {
-                self.damaged |= !several || !self.sweep_group(&(number..number + 1), moves_live, step)?;
-                step(&self.swept)?;
-            }
-        }
-        match moves_live {
-            true => collect_garbage(self.store, false),
-            false => Ok(()),
-        }
-    }
-
-    /// Step 3 for some adjacent windows. Does nothing and returns `false` if something is damaged that would be moved.
-    fn sweep_group(
-        &mut self,
-        group: &Range<u64>,
-        moves_live: bool,
-        step: &mut dyn FnMut(&Swept) -> Result<()>,
-    ) -> Result<bool> {
-        let range = self.sequences(group);
-        let unused = self.unused(&range);
-        if moves_live {
-            flush_blocks(self.store)?;
-            if !is_whole(&self.store.reader, &keys(&range), &unused, &mut || step(&self.swept))? {
-                return Ok(false);
-            }
-        }
-        {
-            // A table with these removals and with the pages of a running backup would reach from here to the end of the store, and
-            // a compaction takes whole tables.
-            let _no_puts = self.store.gate.write();
-            flush_blocks(self.store)?;
-            self.remove(&unused)?;
-            flush_blocks(self.store)?;
-        }
-        move_live(self.store, &keys(&range))?;
-        self.begun.retain(|number| !group.contains(number));
-        self.note_begun()?;
-        self.count_removed(group.clone());
-        Ok(true)
-    }
-
-    /// Counts what was removed from the index in some windows.
-    fn count_removed(&mut self, windows: Range<u64>) {
-        let numbers: Vec<u64> = self.unlisted.range(windows).map(|(number, _)| *number).collect();
-        for (blocks, bytes) in numbers.iter().filter_map(|number| self.unlisted.remove(number)) {
-            self.swept.removed_blocks += blocks;
-            self.swept.removed_bytes += bytes;
-        }
+        groups
+            .into_iter()
+            .try_for_each(|group| self.sweep_group(&group, moves_live, step))
     }
 
     fn sequences(&self, windows: &Range<u64>) -> Range<u64> {
@@ -379,35 +322,8 @@ impl Sweep<'_> {
         self.store.write_logged("remove blocks", batch)
     }
 
-    /// Returns the runs of sequence numbers in a range whose blocks are not live.
-    fn unused(&self, range: &Range<u64>) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for sequence in range.start..range.end.min(self.horizon) {
-            match runs.last_mut() {
-                _ if self.live_places.contains(Place(sequence)) => {}
-                Some(run) if run.end == sequence => run.end += 1,
-                _ => runs.push(sequence..sequence + 1),
-            }
-        }
-        runs
-    }
-
-    /// Step 3: removes the rows of all blocks that are not live, adjacent ones with one deletion. Durable with the next
-    /// flush.
-    fn remove(&self, unused: &[Range<u64>]) -> Result<()> {
-        let blocks = self.store.reader.family("blocks");
-        for runs in unused.chunks(BATCH_ROWS) {
-            let mut batch = WriteBatch::default();
-            for run in runs {
-                batch.delete_range_cf(blocks, part_key(run.start, 0), part_key(run.end, 0));
-            }
-            self.store.write("remove blocks", batch)?;
-        }
-        Ok(())
-    }
-
     /// Returns the windows that an earlier sweep did not finish.
-    fn left_over(&self) -> Result<BTreeSet<u64>> {
+    fn find_left_over(&self) -> Result<BTreeSet<u64>> {
         let reader = &self.store.reader;
         let row = reader.db.get_cf(reader.family("meta"), SWEEPING);
         let row = row.map_err(failed("read its state"))?.unwrap_or_default();

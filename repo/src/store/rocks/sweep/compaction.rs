@@ -1,6 +1,6 @@
 //! Forced compactions of `blocks`: they drop removed rows, and move live blobs out of the files that these were in.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, LiveFile};
@@ -9,7 +9,6 @@ use super::super::RocksStore;
 use super::super::errors::{failed, is_damage};
 use super::super::options::BLOCKS;
 use super::super::reader::{RocksReader, scan};
-use super::super::rows::part_key;
 use crate::block::PAGE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -59,9 +58,8 @@ pub(super) fn rewritten(tables: &[Table], keys: &Keys) -> Keys {
     }
 }
 
-/// Switches whether compactions move live blobs. Only on during a sweep: a backup would otherwise write everything several
-/// times.
-pub(super) fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
+/// Switches whether compactions move live blobs: a backup would write everything several times if they always did.
+fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
     let options = [
         ("enable_blob_garbage_collection", if on { "true" } else { "false" }),
         ("blob_garbage_collection_age_cutoff", if on { "1.0" } else { "0.25" }),
@@ -71,34 +69,23 @@ pub(super) fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
     set.map_err(failed("prepare to give space back"))
 }
 
-/// Returns whether all can be read that a compaction of some keys moves: those of the tables that it rewrites, `without` some
-/// sequence numbers. All of `blocks` is in tables. The compaction that follows finds most of it in the page cache. Calls `step`
-/// between rows; its error ends the reading.
-pub(super) fn is_whole(
+/// Reads what a compaction of some keys moves: all of the tables that it rewrites. All of `blocks` is in tables. Returns the bytes;
+/// `None` if something is damaged. The compaction that follows finds most of it in the page cache. Calls `step` between rows; its
+/// error ends the reading.
+pub(super) fn moved_bytes(
     reader: &RocksReader,
     keys: &Keys,
-    without: &[Range<u64>],
     step: &mut dyn FnMut() -> Result<()>,
-) -> Result<bool> {
-    let (mut from, last) = rewritten(&tables(reader)?, keys).into_inner();
-    for sequences in without {
-        if !can_be_read(reader, &from, &part_key(sequences.start, 0), step)? {
-            return Ok(false);
-        }
-        from = part_key(sequences.end, 0);
-    }
-    can_be_read(reader, &from, &[&last[..], &[0]].concat(), step)
-}
-
-/// Reads all rows from a key to another, with their checksums; `false` if one is damaged.
-fn can_be_read(reader: &RocksReader, from: &[u8], end: &[u8], step: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
+) -> Result<Option<u64>> {
+    let (first, last) = rewritten(&tables(reader)?, keys).into_inner();
     let mut options = scan();
-    options.set_iterate_upper_bound(end);
+    options.set_iterate_upper_bound([&last[..], &[0]].concat());
     let mut rows = reader.db.raw_iterator_cf_opt(reader.family(BLOCKS), options);
-    rows.seek(from);
-    let mut read = 0;
-    while rows.valid() {
+    rows.seek(first);
+    let (mut read, mut bytes) = (0, 0);
+    while let Some((key, value)) = rows.item() {
         read += 1;
+        bytes += (key.len() + value.len()) as u64;
         if read % STEP_PAGES == 0 {
             step()?;
         }
@@ -107,10 +94,18 @@ fn can_be_read(reader: &RocksReader, from: &[u8], end: &[u8], step: &mut dyn FnM
     match rows.status() {
         Err(error) if is_damage(&error) => {
             tracing::debug!("a part of the store stays where it is, because it is damaged: {error}");
-            Ok(false)
+            Ok(None)
         }
-        read => read.map_err(failed("read the blocks")).map(|()| true),
+        read => read.map_err(failed("read the blocks")).map(|()| Some(bytes)),
     }
+}
+
+/// Bytes of removed pages in blob files that are there because of other pages.
+pub(super) fn garbage_bytes(reader: &RocksReader) -> Result<u64> {
+    let bytes = reader
+        .db
+        .property_int_value_cf(reader.family(BLOCKS), "rocksdb.live-blob-file-garbage-size");
+    Ok(bytes.map_err(failed("read its state"))?.unwrap_or(0))
 }
 
 /// Writes the rows of `blocks` that are in memory to a table.
@@ -120,8 +115,21 @@ pub(super) fn flush_blocks(store: &RocksStore) -> Result<()> {
     flushed.map_err(store.broken("give space back"))
 }
 
-/// Drops the removed rows in a range, and while [`collect_garbage`] is on moves the blobs of the others, which are whole.
+/// Drops the removed rows in a range, and all files in which there is nothing else.
+pub(super) fn drop_removed(store: &RocksStore, keys: &Keys) -> Result<()> {
+    compact_checked(store, keys)
+}
+
+/// Moves the blobs of a range, which are whole, so that removed ones take no space beside them.
 pub(super) fn move_live(store: &RocksStore, keys: &Keys) -> Result<()> {
+    collect_garbage(store, true)?;
+    let moved = compact_checked(store, keys);
+    // Setting the option writes a file, which may fail even if everything else succeeds.
+    let off = collect_garbage(store, false);
+    moved.and(off)
+}
+
+fn compact_checked(store: &RocksStore, keys: &Keys) -> Result<()> {
     let reader = &store.reader;
     let before = background_errors(reader)?;
     compact(reader, keys);
