@@ -74,7 +74,13 @@ fn what_a_client_forgot_survives_every_prune_but_one_that_empties_the_bin() {
         // A dry run counts the same over the network.
         let would = || args!["--json", "forget", "web1", "--keep-last", "1", "--dry-run", "--prune"];
         let (here, there) = (lab.run(keyed(would())).done().json(), remote(would()).done().json());
-        for field in ["backups", "live_blocks", "unused_blocks", "removed_blocks", "removed_bytes"] {
+        for field in [
+            "backups",
+            "live_blocks",
+            "unused_blocks",
+            "removed_blocks",
+            "removed_bytes",
+        ] {
             assert_eq!(here["prune"][field], there["prune"][field], "{field}: {here} {there}");
         }
         assert!(u64_of(&here["prune"], "removed_blocks") >= 1, "{here}");
