@@ -20,6 +20,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::{Span, Timestamp, Zoned};
+use serde::{Serialize, Serializer};
 
 /// A length of time, e.g. `14d` or `1y6mo`.
 ///
@@ -159,6 +160,13 @@ impl fmt::Display for Age {
         let numbers = self.0.iter().zip(UNITS).filter(|(number, _)| **number > 0);
         let text: String = numbers.map(|(number, unit)| format!("{number}{}", unit.0)).collect();
         f.pad(&text)
+    }
+}
+
+/// The text that [`Age::from_str`] reads.
+impl Serialize for Age {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

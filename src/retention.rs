@@ -22,12 +22,13 @@ use std::fmt;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
+use serde::Serialize;
 use vbk_repo::name::BackupTime;
 
 pub use crate::age::Age;
 
 /// Number of backups to keep, by rule. 0 means that a rule is not used; the default uses none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct KeepPolicy {
     /// The newest backups, whenever they were made.
     pub last: u32,
@@ -93,7 +94,8 @@ pub struct Decision {
 }
 
 /// A rule that counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// The newest ones.
     Last,
@@ -137,8 +139,10 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Reason why a backup is kept or forgotten. `Display` writes it for people: `daily 2026-11-20`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Reason why a backup is kept or forgotten. `Display` writes it for people: `daily 2026-11-20`. As JSON it is an object with the
+/// variant's name as `reason` beside its fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum Reason {
     /// Kept: it is protected.
     Protected,
@@ -165,7 +169,10 @@ pub enum Reason {
         period: String,
     },
     /// Kept: not older than this.
-    Within(Age),
+    Within {
+        /// The age.
+        age: Age,
+    },
     /// Kept, and by nothing else: it was made after a backup that a rule keeps and that has a later time.
     MadeAfterKept,
     /// Kept, and by nothing else: it is the latest good backup.
@@ -187,7 +194,10 @@ pub enum Reason {
         of: u32,
     },
     /// Forgotten: older than this.
-    OlderThan(Age),
+    OlderThan {
+        /// The age.
+        age: Age,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -205,13 +215,13 @@ impl fmt::Display for Reason {
             Self::Counted { rule, period, .. } => write!(f, "{rule} {period}"),
             Self::Uncounted { rule: Rule::Last, .. } => f.write_str("last, damaged and not counted"),
             Self::Uncounted { rule, period } => write!(f, "{rule} {period}, damaged and not counted"),
-            Self::Within(age) => write!(f, "within {age}"),
+            Self::Within { age } => write!(f, "within {age}"),
             Self::MadeAfterKept => f.write_str("made after one that is kept and has a later time"),
             Self::LastGood => f.write_str("last good one"),
             Self::LastOfNoneGood => f.write_str("last one, none is good"),
             Self::NotNewest { rule, period } => write!(f, "a newer one is {rule} {period}"),
             Self::UsedUp { rule, of } => write!(f, "{rule} {of} used up"),
-            Self::OlderThan(age) => write!(f, "older than {age}"),
+            Self::OlderThan { age } => write!(f, "older than {age}"),
         }
     }
 }
@@ -247,9 +257,9 @@ pub fn decide(backups: &[Candidate], policy: &KeepPolicy, now: Timestamp, zone: 
         let oldest = age.before(&now.to_zoned(zone.clone()));
         for &index in &past {
             if backups[index].time.timestamp() >= oldest {
-                notes[index].keep.push(Reason::Within(age));
+                notes[index].keep.push(Reason::Within { age });
             } else {
-                notes[index].forget.push(Reason::OlderThan(age));
+                notes[index].forget.push(Reason::OlderThan { age });
             }
         }
     }

@@ -307,7 +307,7 @@ mod tests {
             ("vbk extract", "`vbk restore` restores"),
             ("vbk dump", "`vbk cat` writes"),
             ("vbk version", "`vbk --version`"),
-            ("vbk --repo x key passwd", "`vbk key add` adds"),
+            ("vbk --repo x key change-passphrase", "`vbk key passwd` changes"),
         ] {
             let error = error_of(typed);
             assert!(error.contains("unrecognized subcommand"), "{error}");

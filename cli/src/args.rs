@@ -54,7 +54,7 @@ pub use help::command;
 pub use hosts::ConfigCommand;
 pub use init::InitArgs;
 pub use inside_path::InsidePath;
-pub use key::{KeyAddArgs, KeyCommand};
+pub use key::{KeyAddArgs, KeyCommand, KeyPasswdArgs};
 pub use list::{ListArgs, OrderArg, StateArg};
 pub use mount::MountArgs;
 pub use mounts::MountsArgs;

@@ -20,7 +20,7 @@ pub fn leave(context: &Context<'_>, metrics: Option<&Path>, gone: &[&GuestName])
     let metrics = metrics.or_else(|| config.as_ref().ok().and_then(|config| config.metrics.as_deref()));
     if let Some(path) = metrics
         && path.exists()
-        && let Err(error) = remove_metrics(path, gone)
+        && let Err(error) = remove_metrics(context, path, gone)
     {
         tracing::warn!("the metrics still have {}: {}", gone[0], error.text());
     }
@@ -38,6 +38,6 @@ pub fn leave(context: &Context<'_>, metrics: Option<&Path>, gone: &[&GuestName])
     }
 }
 
-fn remove_metrics(path: &Path, gone: &[&GuestName]) -> Result<()> {
-    Metrics::at(path)?.finish(|guest| gone.iter().all(|gone| gone.as_str() != guest))
+fn remove_metrics(context: &Context<'_>, path: &Path, gone: &[&GuestName]) -> Result<()> {
+    Metrics::at(path, context.repository_path()?)?.finish(|guest| gone.iter().all(|gone| gone.as_str() != guest))
 }

@@ -31,7 +31,7 @@ pub struct BackupJson<'a> {
     sequence: u64,
     /// Reason to doubt the backup's time or that of another one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    clock: Option<String>,
+    clock: Option<&'a ClockDoubt>,
     #[serde(flatten)]
     state: State,
     /// The note about the backup can't be read; `state` is a safe guess.
@@ -40,7 +40,7 @@ pub struct BackupJson<'a> {
 }
 
 impl<'a> BackupJson<'a> {
-    pub fn new(entry: &'a Entry, states: &States, doubt: Option<&ClockDoubt>, zone: Option<&TimeZone>) -> Self {
+    pub fn new(entry: &'a Entry, states: &States, doubt: Option<&'a ClockDoubt>, zone: Option<&TimeZone>) -> Self {
         let backup = &entry.backup;
         let time = backup.time.timestamp();
         Self {
@@ -57,7 +57,7 @@ impl<'a> BackupJson<'a> {
             stored_bytes: backup.stored_bytes(),
             duration_ms: backup.duration_ms,
             sequence: backup.sequence,
-            clock: doubt.map(ToString::to_string),
+            clock: doubt,
             state: states.of(backup),
             state_unreadable: states.is_unread(&backup.spec()),
         }

@@ -37,6 +37,7 @@ mod partition_types;
 mod period;
 mod place;
 mod pruning;
+mod read_limit;
 mod restoring;
 mod secrets;
 mod servers;

@@ -2,11 +2,10 @@
 //! of the repository. All commands write into one file, and each adds to the values of earlier runs: a guest keeps its values until
 //! it is backed up again, and its last success through every failure.
 //!
-//! The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The file is only
-//! ever replaced as a whole, so the collector never sees half of it.
+//! Every value has the name of its repository as a label. So two repositories may have a file each in one directory, or share one.
+//! The file is only ever replaced as a whole, so the collector never sees half of it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,11 +19,13 @@ use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
 use crate::facts::Facts;
+use crate::place;
 
 mod repository;
+mod values;
 
-use self::repository::OF_A_REPOSITORY;
 pub use self::repository::{RepositoryRun, record};
+use self::values::{OF_A_RUN, Values};
 
 /// Interval between writes: with 10,000 guests the file has 9 MiB, too much to write after each of them.
 const WRITE_EVERY: Duration = Duration::from_secs(15);
@@ -32,81 +33,6 @@ const WRITE_EVERY: Duration = Duration::from_secs(15);
 const MAX_BYTES: u64 = 1 << 30;
 /// Time that another vbk may take to write the file.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-
-/// Metrics of each guest: name and meaning.
-const OF_A_GUEST: [(&str, &str); 9] = [
-    (
-        "vbk_backup_last_success_timestamp_seconds",
-        "End of the last successful backup of the guest, in seconds since 1970.",
-    ),
-    (
-        "vbk_backup_last_run_timestamp_seconds",
-        "End of the last attempt to back the guest up, in seconds since 1970.",
-    ),
-    ("vbk_backup_success", "1 if the last attempt made a backup, 0 if not."),
-    ("vbk_backup_duration_seconds", "Duration of the last attempt."),
-    (
-        "vbk_backup_read_bytes",
-        "Bytes that the last successful backup read from the disks.",
-    ),
-    (
-        "vbk_backup_new_bytes",
-        "Uncompressed bytes of the blocks that the last successful backup added to the repository.",
-    ),
-    ("vbk_backup_stored_bytes", "Bytes that those blocks take in the store."),
-    (
-        "vbk_backup_size_bytes",
-        "Size of all disks of the guest at the last successful backup.",
-    ),
-    (
-        "vbk_backup_snapshot_peak_fill_ratio",
-        "Peak fill of a snapshot, or of its thin pool, in the last attempt that had one; 1 is full.",
-    ),
-];
-
-/// Metrics of each guest's rehearsals.
-const OF_A_REHEARSAL: [(&str, &str); 4] = [
-    (
-        "vbk_rehearsal_last_proof_timestamp_seconds",
-        "Time of the last rehearsal in which a backup of the guest booted, in seconds since 1970.",
-    ),
-    (
-        "vbk_rehearsal_last_run_timestamp_seconds",
-        "Time of the last rehearsal of the guest, in seconds since 1970.",
-    ),
-    (
-        "vbk_rehearsal_success",
-        "1 if the guest booted in its last rehearsal, 0 if not.",
-    ),
-    (
-        "vbk_rehearsal_duration_seconds",
-        "Duration of the boot in the last rehearsal.",
-    ),
-];
-
-/// Metrics of a run over all guests.
-const OF_A_RUN: [(&str, &str); 5] = [
-    (
-        "vbk_run_start_timestamp_seconds",
-        "Start of the last run over all guests, in seconds since 1970.",
-    ),
-    (
-        "vbk_run_end_timestamp_seconds",
-        "End of the last run over all guests, in seconds since 1970.",
-    ),
-    (
-        "vbk_run_guests",
-        "Guests that the last run over all guests had to back up.",
-    ),
-    (
-        "vbk_run_failed_guests",
-        "Guests that the last run over all guests could not back up.",
-    ),
-    (
-        "vbk_run_success",
-        "1 if the last run over all guests backed all of them up without a warning, 0 if not.",
-    ),
-];
 
 /// Result of the backup of one guest.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,15 +67,6 @@ pub struct WholeRun {
     pub success: bool,
 }
 
-/// Content of the file.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Values {
-    guests: BTreeMap<String, [Option<f64>; OF_A_GUEST.len()]>,
-    rehearsals: BTreeMap<String, [Option<f64>; OF_A_REHEARSAL.len()]>,
-    run: [Option<f64>; OF_A_RUN.len()],
-    repository: [Option<f64>; OF_A_REPOSITORY.len()],
-}
-
 /// A rehearsal of a guest.
 #[derive(Debug, Clone, Copy)]
 pub struct RehearsalRun {
@@ -164,6 +81,8 @@ pub struct RehearsalRun {
 /// The file, and the values that a run adds to it.
 pub struct Metrics {
     path: PathBuf,
+    /// Label of the repository.
+    label: String,
     new: BTreeMap<String, GuestRun>,
     rehearsed: BTreeMap<String, RehearsalRun>,
     whole: Option<WholeRun>,
@@ -174,11 +93,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file, which may exist. Fails if it can't be written, so that this is known before the run.
-    pub fn at(path: &Path) -> Result<Self> {
+    /// Opens the file, which may exist, for the values of a repository. Fails if it can't be written, so that this is known before the
+    /// run. `repository` is its directory or address, which need not be reached now.
+    pub fn at(path: &Path, repository: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(failed("write", path))?;
         let metrics = Self {
             path,
+            label: label(repository),
             new: BTreeMap::new(),
             rehearsed: BTreeMap::new(),
             whole: None,
@@ -232,7 +153,8 @@ impl Metrics {
         let directory = File::open(directory).map_err(failed("write", &self.path))?;
         // Two runs at once must not undo each other's values. The lock is on the directory, because the file is replaced.
         lock(&directory);
-        let mut values = read(&self.path)?;
+        let mut all = read(&self.path)?;
+        let values = all.0.entry(self.label.clone()).or_default();
         values
             .guests
             .retain(|guest, _| self.new.contains_key(guest) || is_known(guest));
@@ -263,124 +185,7 @@ impl Metrics {
             }
         }
         repository.replace(&mut values.repository);
-        replace(&self.path, &values.render()).map_err(failed("write", &self.path))
-    }
-}
-
-impl Values {
-    fn add(&mut self, guest: &str, run: &GuestRun) {
-        let [success_at, run_at, success, duration, read, new, stored, size, peak] =
-            self.guests.entry(guest.to_owned()).or_default();
-        let ended = Some(seconds(run.ended));
-        *run_at = ended;
-        *success = Some(if run.made.is_some() { 1.0 } else { 0.0 });
-        *duration = Some(run.duration.as_secs_f64());
-        if run.snapshot_peak_fill.is_some_and(f64::is_finite) || run.made.is_some() {
-            *peak = run.snapshot_peak_fill.filter(|fill| fill.is_finite());
-        }
-        if let Some(made) = run.made {
-            *success_at = ended;
-            for (value, bytes) in [
-                (read, made.read_bytes),
-                (new, made.new_bytes),
-                (stored, made.stored_bytes),
-                (size, made.size_bytes),
-            ] {
-                *value = Some(bytes as f64);
-            }
-        }
-    }
-
-    fn add_rehearsal(&mut self, guest: &str, run: &RehearsalRun) {
-        let [proof_at, run_at, success, duration] = self.rehearsals.entry(guest.to_owned()).or_default();
-        let at = Some(seconds(run.at));
-        *run_at = at;
-        *success = Some(if run.is_proven { 1.0 } else { 0.0 });
-        *duration = Some(run.duration_ms as f64 / 1000.0);
-        if run.is_proven {
-            *proof_at = at;
-        }
-    }
-
-    fn render(&self) -> String {
-        let mut text = String::new();
-        let head = |text: &mut String, (name, help): (&str, &str)| {
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
-        };
-        for (index, metric) in OF_A_GUEST.into_iter().enumerate() {
-            head(&mut text, metric);
-            for (guest, values) in &self.guests {
-                if let Some(value) = values[index] {
-                    let _ = writeln!(text, "{}{{guest=\"{}\"}} {value}", metric.0, escape(guest));
-                }
-            }
-        }
-        for (index, metric) in OF_A_REHEARSAL.into_iter().enumerate() {
-            let with_value = self
-                .rehearsals
-                .iter()
-                .filter_map(|(guest, values)| Some((guest, values[index]?)));
-            for (number, (guest, value)) in with_value.enumerate() {
-                if number == 0 {
-                    head(&mut text, metric);
-                }
-                let _ = writeln!(text, "{}{{guest=\"{}\"}} {value}", metric.0, escape(guest));
-            }
-        }
-        let of_run = OF_A_RUN.into_iter().zip(self.run);
-        for (metric, value) in of_run.chain(OF_A_REPOSITORY.into_iter().zip(self.repository)) {
-            if let Some(value) = value {
-                head(&mut text, metric);
-                let _ = writeln!(text, "{} {value}", metric.0);
-            }
-        }
-        text
-    }
-
-    /// Parses the output of [`Values::render`]; `None` if any line is different. A metric that only a later version of vbk
-    /// knows is left out; that version adds it again.
-    fn parse(text: &str) -> Option<Self> {
-        let mut values = Self::default();
-        if !text.is_empty() && !text.ends_with('\n') {
-            return None;
-        }
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let (name_and_label, value) = line.rsplit_once(' ')?;
-            let value: f64 = value.parse().ok().filter(|value: &f64| value.is_finite())?;
-            let name = name_and_label.split('{').next().unwrap_or_default();
-            let mut known = OF_A_RUN
-                .iter()
-                .chain(&OF_A_GUEST)
-                .chain(&OF_A_REHEARSAL)
-                .chain(&OF_A_REPOSITORY);
-            if name.starts_with("vbk_") && !known.any(|(known, _)| *known == name) {
-                continue;
-            }
-            let slot = match name_and_label.split_once('{') {
-                None => match OF_A_RUN.iter().position(|(name, _)| *name == name_and_label) {
-                    Some(index) => &mut values.run[index],
-                    None => {
-                        let index = OF_A_REPOSITORY.iter().position(|(name, _)| *name == name_and_label)?;
-                        &mut values.repository[index]
-                    }
-                },
-                Some((name, label)) => {
-                    let guest = unescape(label.strip_prefix("guest=\"")?.strip_suffix("\"}")?)?;
-                    let of_rehearsal = OF_A_REHEARSAL.iter().position(|(known, _)| *known == name);
-                    match of_rehearsal {
-                        Some(index) => &mut values.rehearsals.entry(guest).or_default()[index],
-                        None => {
-                            let index = OF_A_GUEST.iter().position(|(known, _)| *known == name)?;
-                            &mut values.guests.entry(guest).or_default()[index]
-                        }
-                    }
-                }
-            };
-            if slot.replace(value).is_some() {
-                return None;
-            }
-        }
-        Some(values)
+        replace(&self.path, &all.render()).map_err(failed("write", &self.path))
     }
 }
 
@@ -392,29 +197,19 @@ impl WholeRun {
     }
 }
 
+/// Returns the label of a repository: the same whether it can be reached or not, and from any working directory.
+fn label(repository: &Path) -> String {
+    let absolute = match place::is_address(repository) {
+        true => None,
+        false => std::path::absolute(repository).ok(),
+    };
+    // Without a slash at the end.
+    let absolute: Option<PathBuf> = absolute.map(|path| path.components().collect());
+    absolute.as_deref().unwrap_or(repository).to_string_lossy().into_owned()
+}
+
 fn seconds(at: Timestamp) -> f64 {
     at.as_millisecond() as f64 / 1000.0
-}
-
-fn escape(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-fn unescape(label: &str) -> Option<String> {
-    let mut text = String::new();
-    let mut letters = label.chars();
-    while let Some(letter) = letters.next() {
-        text.push(match letter {
-            '\\' => match letters.next()? {
-                'n' => '\n',
-                letter @ ('\\' | '"') => letter,
-                _ => return None,
-            },
-            '"' => return None,
-            letter => letter,
-        });
-    }
-    Some(text)
 }
 
 /// Reads the values of earlier runs. A file that is damaged or was not written by vbk is renamed, with a warning.

@@ -1,12 +1,13 @@
 //! Removing what no backup needs, for `vbk prune` and `vbk forget --prune`.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk_repo::repository::{Manager, Pruned, Repository, Turn, Unfinished, WouldPrune};
+use vbk_repo::repository::{Manager, Pruned, Repository, Turn, Unfinished, View, WouldPrune};
 use vbk_repo::store::{PruneOptions, Swept};
 
 use crate::context::{Context, threads};
@@ -16,8 +17,9 @@ use crate::terminal::units;
 
 pub use vbk_repo::repository::directory::lock::PRUNE;
 
+/// JSON of a prune, or of one that was only counted.
 #[derive(Serialize)]
-struct Report<'a, T: Serialize> {
+pub struct Report {
     dry_run: bool,
     backups: u64,
     #[serde(flatten)]
@@ -30,8 +32,6 @@ struct Report<'a, T: Serialize> {
     /// Stored since the newest view: see [`WouldPrune`].
     #[serde(skip_serializing_if = "Option::is_none")]
     unfinished: Option<Unfinished>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    forgotten: Option<&'a T>,
 }
 
 /// A prune as it was asked for.
@@ -43,14 +43,8 @@ pub struct Task<'a> {
     pub metrics: Option<&'a Path>,
 }
 
-/// Prunes with an open writer and prints the result; `forgotten` is added to the JSON. Lets other writers in meanwhile, and
-/// continues after them.
-pub fn prune<T: Serialize>(
-    context: &Context<'_>,
-    writer: Manager,
-    task: &Task<'_>,
-    forgotten: Option<&T>,
-) -> Result<Outcome> {
+/// Prunes with an open writer, and prints the result. Lets other writers in meanwhile, and continues after them.
+pub fn prune(context: &Context<'_>, writer: Manager, task: &Task<'_>) -> Result<(Report, Outcome)> {
     let clock = Instant::now();
     let mut first = Some(writer);
     let pruned = in_turns(|| {
@@ -58,12 +52,13 @@ pub fn prune<T: Serialize>(
         let mut writer = first.take().map_or_else(again, Ok)?;
         Ok(writer.prune_until_awaited(task.options, threads(), task.cancel, &|_| {})?)
     })?;
-    let repository = context.opened()?;
-    report(context, (&repository, task), pruned, clock, None, forgotten)
+    let report = report(context, task, &pruned, clock);
+    let outcome = record(context, &context.opened()?, task, &pruned);
+    Ok((report, outcome))
 }
 
 /// The same without the key.
-pub fn prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<Outcome> {
+pub fn prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<(Report, Outcome)> {
     let clock = Instant::now();
     let repository = context.locked_repository_to_write()?;
     let pruned = in_turns(|| {
@@ -71,41 +66,53 @@ pub fn prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<Outcome> {
             repository.prune_sealed(task.options, threads(), task.cancel, &|_| {}, wait)
         })
     })?;
-    report(context, (&repository, task), pruned, clock, None, None::<&()>)
+    let report = report(context, task, &pruned, clock);
+    let outcome = record(context, &repository, task, &pruned);
+    Ok((report, outcome))
 }
 
 /// Shows what a prune would remove, out of what readers see: it waits for no other process. `None` if the repository is on another
-/// host, whose server counts.
-pub fn would_prune(context: &Context<'_>, task: &Task<'_>) -> Result<Option<Outcome>> {
+/// host: there the server counts, which has the index at hand.
+pub fn would_prune(context: &Context<'_>, task: &Task<'_>) -> Result<Option<(Report, Outcome)>> {
     let repository = context.repository()?;
     if repository.local_path().is_err() {
         return Ok(None);
     }
     let clock = Instant::now();
     let view = context.view_of(&repository)?;
-    let would = repository.would_prune(&view, task.options, threads(), task.cancel)?;
-    report_would(context, (&repository, task), would, clock).map(Some)
+    let would = repository.would_prune(&view, &HashSet::new(), task.options, threads(), task.cancel)?;
+    let report = report_would(context, task, &would, clock);
+    Ok(Some((report, record(context, &repository, task, &would.pruned))))
 }
 
 /// The same without the key.
-pub fn would_prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<Option<Outcome>> {
+pub fn would_prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<Option<(Report, Outcome)>> {
     let repository = context.locked_repository()?;
     if repository.local_path().is_err() {
         return Ok(None);
     }
     let clock = Instant::now();
     let would = repository.would_prune_sealed(task.options, threads(), task.cancel)?;
-    report_would(context, (&repository, task), would, clock).map(Some)
+    let report = report_would(context, task, &would, clock);
+    Ok(Some((report, record(context, &repository, task, &would.pruned))))
 }
 
-fn report_would(
+/// The same as if some backups were forgotten, named as `GUEST@TIME`. Also for a repository on another host: its server could
+/// count only what all its backups leave, so the index comes over the network. Is no figure for the metrics.
+pub fn would_prune_without(
     context: &Context<'_>,
-    of: (&Repository, &Task<'_>),
-    would: WouldPrune,
-    clock: Instant,
-) -> Result<Outcome> {
+    (repository, view): (&Repository, &View),
+    forgotten: &HashSet<String>,
+    task: &Task<'_>,
+) -> Result<Report> {
+    let clock = Instant::now();
+    let would = repository.would_prune(view, forgotten, task.options, threads(), task.cancel)?;
+    Ok(report_would(context, task, &would, clock))
+}
+
+fn report_would(context: &Context<'_>, task: &Task<'_>, would: &WouldPrune, clock: Instant) -> Report {
     let unfinished = would.unfinished.filter(|unfinished| !unfinished.is_empty());
-    let outcome = report(context, of, would.pruned, clock, unfinished, None::<&()>)?;
+    let report = report(context, task, &would.pruned, clock);
     if let Some(unfinished) = unfinished {
         let size = units::size(unfinished.stored_bytes);
         context.say(match would.is_written {
@@ -115,7 +122,7 @@ fn report_would(
             }
         });
     }
-    Ok(outcome)
+    Report { unfinished, ..report }
 }
 
 /// Repeats a prune that lets others in until it is done. Between two turns nothing of it holds the repository.
@@ -166,14 +173,7 @@ impl Before {
     }
 }
 
-fn report<T: Serialize>(
-    context: &Context<'_>,
-    (repository, task): (&Repository, &Task<'_>),
-    pruned: Pruned,
-    clock: Instant,
-    unfinished: Option<Unfinished>,
-    forgotten: Option<&T>,
-) -> Result<Outcome> {
+fn report(context: &Context<'_>, task: &Task<'_>, pruned: &Pruned, clock: Instant) -> Report {
     let is_dry = task.options.dry_run;
     let swept = pruned.swept;
     let freed = pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes);
@@ -202,7 +202,7 @@ fn report<T: Serialize>(
             context.say("running mounts, restores or verifications hold the rest; `vbk status -v` lists them");
         }
     }
-    context.json_result(&Report {
+    Report {
         dry_run: is_dry,
         backups: pruned.backups,
         swept,
@@ -211,18 +211,22 @@ fn report<T: Serialize>(
         freed_bytes: freed,
         mark_ms: units::milliseconds(pruned.marked),
         duration_ms: units::milliseconds(clock.elapsed()),
-        unfinished,
-        forgotten,
-    })?;
-    let is_written = metrics::record(context, task.metrics, repository, |run| match is_dry {
+        unfinished: None,
+    }
+}
+
+/// Adds the figures to the metrics.
+fn record(context: &Context<'_>, repository: &Repository, task: &Task<'_>, pruned: &Pruned) -> Outcome {
+    let swept = &pruned.swept;
+    let is_written = metrics::record(context, task.metrics, repository, |run| match task.options.dry_run {
         true => run.left(swept.live_bytes, swept.unused_bytes),
         false => {
-            run.left(swept.live_bytes, left);
+            run.left(swept.live_bytes, swept.unused_bytes - swept.removed_bytes);
             run.pruned(Timestamp::now());
         }
     });
-    Ok(match is_written {
+    match is_written {
         true => Outcome::Done,
         false => Outcome::Warnings,
-    })
+    }
 }

@@ -1,7 +1,7 @@
 //! Warnings about the content of a repository, given by several commands.
 
 use vbk_repo::backup::{Backup, Entry};
-use vbk_repo::catalogue::{BackupSpec, Catalogue};
+use vbk_repo::catalogue::{BackupSpec, Catalogue, ClockDoubt};
 use vbk_repo::state::States;
 
 /// Warns of records and notes that were changed without the key.
@@ -14,9 +14,8 @@ pub fn warn_of_foreign_changes(catalogue: &Catalogue) {
 }
 
 /// Returns the reason to doubt the time of a backup or that of another one.
-pub fn clock_doubt(catalogue: &Catalogue, backup: &Backup) -> Option<String> {
-    let doubt = catalogue.doubt(backup, jiff::Timestamp::now())?;
-    Some(doubt.to_string())
+pub fn clock_doubt(catalogue: &Catalogue, backup: &Backup) -> Option<ClockDoubt> {
+    catalogue.doubt(backup, jiff::Timestamp::now())
 }
 
 /// Warns if `latest`, which names the backup that was made last, is not the one with the newest time.

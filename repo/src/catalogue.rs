@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
 
 use crate::backup::{Backup, Entry};
 use crate::block::Hashing;
@@ -36,13 +37,18 @@ const DOUBT_BACK: SignedDuration = SignedDuration::from_hours(24);
 /// The same for a backup that is younger.
 const DOUBT_AHEAD: SignedDuration = SignedDuration::from_mins(15);
 
-/// Reason to doubt the time of a backup. Which of two clocks was wrong is not known.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Reason to doubt the time of a backup. Which of two clocks was wrong is not known. As JSON it is an object with the variant's name
+/// as `reason`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum ClockDoubt {
     /// The time is later than now.
     Future,
     /// The time is before that of the named backup, which was made earlier.
-    MadeAfter(String),
+    MadeAfter {
+        /// That backup, as `GUEST@TIME`.
+        backup: String,
+    },
 }
 
 impl fmt::Display for ClockDoubt {
@@ -51,7 +57,7 @@ impl fmt::Display for ClockDoubt {
             Self::Future => {
                 f.write_str("dated in the future: the clock was ahead when the backup was made, or is behind now")
             }
-            Self::MadeAfter(other) => write!(f, "made after {other}, which has a later time: a clock was wrong"),
+            Self::MadeAfter { backup } => write!(f, "made after {backup}, which has a later time: a clock was wrong"),
         }
     }
 }
@@ -207,13 +213,6 @@ impl Catalogue {
         })
     }
 
-    /// Like [`Catalogue::with`], without the records that can't be read.
-    pub(crate) fn with_readable(&self, hashing: Hashing, records: Vec<Record>) -> Self {
-        let mut all = self.with(hashing, records);
-        all.damaged.clear();
-        all
-    }
-
     /// Returns all backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -279,7 +278,9 @@ impl Catalogue {
         let earlier = earlier.take_while(|earlier| earlier.order() < backup.order());
         let later_dated = earlier.filter(|earlier| earlier.time > backup.time && !is_future(earlier.time));
         let farthest = later_dated.max_by_key(|earlier| earlier.time)?;
-        Some(ClockDoubt::MadeAfter(farthest.spec()))
+        Some(ClockDoubt::MadeAfter {
+            backup: farthest.spec(),
+        })
     }
 
     /// Returns the time for a backup of `guest` that starts now: `now`, or the first free second after the latest
@@ -351,7 +352,9 @@ impl Catalogue {
                 continue;
             }
             match farthest {
-                Some(other) if other.time > backup.time => doubts.push(Some(ClockDoubt::MadeAfter(other.spec()))),
+                Some(other) if other.time > backup.time => {
+                    doubts.push(Some(ClockDoubt::MadeAfter { backup: other.spec() }))
+                }
                 _ => {
                     doubts.push(None);
                     farthest = Some(backup);
@@ -512,7 +515,9 @@ mod tests {
         assert!(doubts[0].is_none() && doubts[2].is_none(), "{doubts:?}");
         assert_eq!(
             doubts[1],
-            Some(ClockDoubt::MadeAfter("web1@2026-11-20T05-54-00Z".into()))
+            Some(ClockDoubt::MadeAfter {
+                backup: "web1@2026-11-20T05-54-00Z".into()
+            })
         );
     }
 

@@ -14,6 +14,8 @@
 //! 3. Removal is one unlink, then the directory is synced. The process that removes a slot first proves that the
 //!    repository can still be opened: it opens another slot, or has an exported key. Changes are made under a lock
 //!    (flock(2) on `REPO/keys`), so that two removals can't each rely on the slot that the other one removes.
+//! 4. A key is changed by adding the new one and then removing the old one, with the new one as the proof of 3. A crash in
+//!    between leaves both.
 //!
 //! A damaged slot costs only that slot. If all slots are lost, an exported key opens the repository.
 
@@ -43,7 +45,7 @@ use crate::name;
 use file::KeyText;
 use slot::{Secret, Slot};
 
-pub use elsewhere::{SlotFile, opened_without, remove_file, slot_files, slots_of, unlock_files};
+pub use elsewhere::{SlotFile, opened_by, opened_without, remove_file, slot_files, slots_of, unlock_files};
 pub use recovery::RecoveryKey;
 pub use slot::{PassphraseCost, SlotKind};
 
@@ -412,7 +414,7 @@ fn read_all(repo_dir: &Path) -> Result<Vec<Found>> {
     Ok(files_in(repo_dir)?.into_iter().map(read).collect())
 }
 
-/// Returns the names and paths of all slots, in the order of their paths.
+/// Returns the names and paths of all slots, in the order of their names.
 fn files_in(repo_dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let directory = repo_dir.join(DIRECTORY);
     let entries = match fs::read_dir(&directory) {
@@ -428,7 +430,8 @@ fn files_in(repo_dir: &Path) -> Result<Vec<(String, PathBuf)>> {
             all.push((name.to_owned(), directory.join(&file_name)));
         }
     }
-    all.sort_by(|(_, one), (_, other)| one.cmp(other));
+    // Not by the paths, where passphrase-2.json is before passphrase.json.
+    all.sort();
     Ok(all)
 }
 

@@ -88,7 +88,6 @@ pub mod storing;
 mod tests;
 pub mod text;
 pub mod turns;
-pub mod unused;
 pub mod verify;
 pub mod writer;
 

@@ -201,6 +201,12 @@ impl Repository {
         self.home.remove_key_slot(name, stays.as_ref())
     }
 
+    /// Returns the name of the key slot by which `way` opens the repository; `None` if `way` is an exported key, which needs none.
+    pub fn slot_of(&self, way: &Unlock) -> Result<Option<String>> {
+        let check = self.key_check.as_ref().ok_or_else(|| self.not_encrypted())?;
+        keys::opened_by(self.path(), &self.home.key_slots()?, way, check)
+    }
+
     fn not_encrypted(&self) -> Error {
         Error::NotEncrypted {
             path: self.owned_path(),

@@ -621,7 +621,7 @@ proptest! {
             let otherwise = |reason: &Reason| {
                 matches!(
                     reason,
-                    Reason::Protected | Reason::Future | Reason::Within(_) | Reason::LastGood | Reason::NoRule
+                    Reason::Protected | Reason::Future | Reason::Within { .. } | Reason::LastGood | Reason::NoRule
                 )
             };
             decision.keep && backup.good && !decision.reasons.iter().any(otherwise)

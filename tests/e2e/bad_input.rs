@@ -147,7 +147,7 @@ fn an_empty_variable_counts_as_not_set() {
     };
     run(args!["list"]).code(2).says(&["no repository named", "VBK_REPO"]);
     let said = run(args!["--repo", lab.repo(), "list", "--json"]).done().json();
-    assert_eq!(str_of(&said[0], "backup"), listed[0]);
+    assert_eq!(str_of(&said["backups"][0], "backup"), listed[0]);
     run(args!["--repo", lab.repo(), "forget", "-n", "web1", "--keep-last", "1"]).done();
 }
 
@@ -255,11 +255,11 @@ fn the_environment_names_a_repository_and_the_option_wins() {
         lab.start_command(std::process::Command::new("env"), all).wait()
     };
     let said = run(lab.repo(), args!["list", "--json"]).done().json();
-    assert_eq!(str_of(&said[0], "backup"), listed[0]);
+    assert_eq!(str_of(&said["backups"][0], "backup"), listed[0]);
     let said = run(&lab.path("nowhere"), args!["--repo", lab.repo(), "list", "--json"])
         .done()
         .json();
-    assert_eq!(str_of(&said[0], "backup"), listed[0]);
+    assert_eq!(str_of(&said["backups"][0], "backup"), listed[0]);
     run(&lab.path("nowhere"), args!["list"]).code(1).says(&["nowhere"]);
     // `init PATH` names its own.
     let own = lab.path("own");

@@ -261,7 +261,7 @@ fn a_mounted_image_attached_by_hand_counts_as_in_use() {
     crate::support::tools::tool("umount", args![point]);
     lab.umount(&dir);
     let listed = lab.json(args!["list"]);
-    assert_eq!(str_of(&listed[0], "guest"), "web1");
+    assert_eq!(str_of(&listed["backups"][0], "guest"), "web1");
 }
 
 /// As docs/copies.md says that a copy is made.

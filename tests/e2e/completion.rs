@@ -123,7 +123,7 @@ fn bash_completes_guests_times_disks_and_mount_points() {
     assert_eq!(of(&format!("umount {shown}")), [format!("{shown} ")]);
     // A file system whose process does not answer: nothing is completed, after a while.
     let mounts = lab.json(args!["mounts"]);
-    let mounts = mounts.as_array().expect("a list");
+    let mounts = mounts["mounts"].as_array().expect("a list");
     let own = mounts.iter().find(|mount| mount["mount_point"] == shown.as_str());
     let pid = own.and_then(|mount| mount["pid"].as_i64()).expect("a process");
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));

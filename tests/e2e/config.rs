@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::support::bytes::{MIB, write_noise};
-use crate::support::lab::{Lab, VBK, str_of};
+use crate::support::lab::{Lab, VBK, str_of, without_repository};
 use crate::support::run::Said;
 
 const DOMAIN: &str = "<domain type='kvm'><name>web1</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid><devices>
@@ -111,7 +111,7 @@ fn the_configuration_names_the_repository_its_key_and_what_is_kept() {
         }
     }
     let all = host.run(args!["--json", "list"]).done().json();
-    assert_eq!(all.as_array().map(Vec::len), Some(6));
+    assert_eq!(all["backups_total"], 6);
     // Options go before the configuration.
     let kept = |said: Said| said.text().lines().filter(|line| line.starts_with("keep")).count();
     assert_eq!(kept(host.run(args!["forget", "web1", "-n"]).done()), 2);
@@ -122,7 +122,7 @@ fn the_configuration_names_the_repository_its_key_and_what_is_kept() {
     host.run(args!["forget", "--all"]).done();
     let left = host.run(args!["--json", "list"]).done().json();
     let count = |guest: &str| {
-        let entries = left.as_array().expect("a list").iter();
+        let entries = left["backups"].as_array().expect("a list").iter();
         entries.filter(|entry| str_of(entry, "guest") == guest).count()
     };
     assert_eq!((count("web1"), count("db")), (2, 1));
@@ -172,7 +172,7 @@ fn guests_without_a_policy_are_skipped_with_a_warning() {
     }
     let left = |guest: &str| {
         let all = host.run(args!["--json", "list"]).done().json();
-        let entries = all.as_array().expect("a list").iter();
+        let entries = all["backups"].as_array().expect("a list").iter();
         entries.filter(|entry| str_of(entry, "guest") == guest).count()
     };
     // One that is named has to have rules.
@@ -195,6 +195,44 @@ fn guests_without_a_policy_are_skipped_with_a_warning() {
     host.configure("repository = 'HERE/repo'\n[defaults]\nkeep = 'all'\n");
     host.run(args!["forget", "--all", "--prune"]).done();
     assert_eq!(left("db"), 2);
+}
+
+#[test]
+fn the_figures_of_a_forget_go_to_the_named_file_alone() {
+    let host = Host::new("repository = 'HERE/repo'\nmetrics = 'HERE/vbk.prom'\n");
+    host.run(args!["init"]).code(0);
+    for guest in ["web1", "db"] {
+        let disk = host.path(guest);
+        write_noise(&disk, guest.len() as u64, MIB);
+        host.run(args!["backup", guest, disk]).done();
+    }
+    let (own, named) = (host.path("vbk.prom"), host.path("named.prom"));
+    let before = fs::read(&own).expect("was written");
+    host.run(args![
+        "forget",
+        "--guest",
+        "web1",
+        "--all",
+        "--prune",
+        "--metrics",
+        named
+    ])
+    .done();
+    assert!(fs::read(&own).expect("is there") == before);
+    let text = without_repository(&fs::read_to_string(&named).expect("was written"));
+    let has = |start: &str| text.lines().any(|line| line.starts_with(start));
+    assert!(has("vbk_prune_last_run_timestamp_seconds "), "{text}");
+    assert!(
+        has("vbk_repository_unreferenced_bytes 0") && has("vbk_repository_backups 1"),
+        "{text}"
+    );
+    // Without a name the figures go to the file of the configuration.
+    host.run(args!["forget", "--guest", "db", "--all", "--prune"]).done();
+    let text = without_repository(&fs::read_to_string(&own).expect("is there"));
+    assert!(
+        text.contains("vbk_prune_last_run_timestamp_seconds ") && !text.contains("guest=\"db\""),
+        "{text}"
+    );
 }
 
 #[test]
@@ -254,6 +292,15 @@ fn a_configuration_is_checked_and_shown() {
         json!(format!("{} db", host.etc.path().join("bin/stop").display()))
     );
     assert_eq!(checked["warnings"], json!([]));
+    let db = &checked["guests"]["db"];
+    assert_eq!(
+        db["keep"],
+        json!({"last": 0, "hourly": 0, "daily": 7, "weekly": 4, "monthly": 0, "yearly": 0, "within": null})
+    );
+    assert_eq!(
+        (&db["read_limit_bytes_per_sec"], &db["read_limit_percent"]),
+        (&json!(120_000_000), &json!(60.0))
+    );
     assert_eq!(str_of(&checked, "repository"), host.path("repo").display().to_string());
     // What would fail at night.
     let broken = "repository = 'HERE/gone'\nkey-file = 'HERE/data'\nmetrics = 'HERE/no/dir/vbk.prom'\n\

@@ -45,7 +45,7 @@ fn bare(lab: &Lab, more: Vec<OsString>) -> Said {
 
 fn listed(said: &Said) -> Vec<String> {
     let list = said.json();
-    let list = list.as_array().expect("a list");
+    let list = list["backups"].as_array().expect("a list");
     list.iter().map(|entry| str_of(entry, "backup")).collect()
 }
 

@@ -46,7 +46,7 @@ impl Matrix {
         matrix.ok(args!["verify"]);
         matrix.ok(args!["protect", "web@latest"]);
         let listed = matrix.ok(args!["--json", "list"]).json();
-        let listed: Vec<_> = listed
+        let listed: Vec<_> = listed["backups"]
             .as_array()
             .expect("a list")
             .iter()

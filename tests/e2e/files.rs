@@ -138,7 +138,7 @@ fn files_are_listed_and_printed_without_a_mount() {
         assert!(below.contains(line), "no {line:?} in\n{below}");
     }
     let listed = lab.json(args!["ls", "-R", "web1@latest:/srv/app"]);
-    let listed = listed.as_array().expect("a list");
+    let listed = listed["files"].as_array().expect("a list");
     assert_eq!(listed.len(), 11);
     let link = listed
         .iter()
@@ -147,7 +147,7 @@ fn files_are_listed_and_printed_without_a_mount() {
     assert_eq!(str_of(link, "target"), "../../../outside");
 
     let volumes = lab.json(args!["ls", "web1@latest:"]);
-    let paths: Vec<_> = volumes
+    let paths: Vec<_> = volumes["volumes"]
         .as_array()
         .expect("a list")
         .iter()
@@ -329,7 +329,7 @@ fn versions_of_a_file_are_found_in_the_backups_that_have_them() {
     lab.backup("web1", &disk.path);
     let days = lab.listed();
     let found = lab.json(args!["find", "web1", "nginx/*.conf"]);
-    let found = found.as_array().expect("a list");
+    let found = found["files"].as_array().expect("a list");
     let summary: Vec<(String, Vec<Value>)> = found
         .iter()
         .map(|it| {

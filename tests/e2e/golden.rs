@@ -90,7 +90,7 @@ impl Golden {
 
     fn use_it(&self) {
         let listed = self.ok(args!["--json", "list"]).json();
-        let listed = listed.as_array().expect("a list");
+        let listed = listed["backups"].as_array().expect("a list");
         let mut specs: Vec<_> = self.images().into_iter().map(|(spec, _)| spec).collect();
         specs.dedup();
         specs.sort();

@@ -3,11 +3,15 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::support::bytes::{MIB, write_noise};
 use crate::support::lab::{Lab, VBK, str_of, u64_of};
+use crate::support::tools::wait_until;
 
 #[test]
 fn an_encrypted_repository_replaced_by_a_plain_one_is_refused() {
@@ -226,4 +230,164 @@ fn a_recovery_key_that_could_not_be_shown_is_reported() {
     lab.ok(args!["--key-file", key, "key", "remove", "recovery"]);
     let added = lab.json(args!["--key-file", key, "key", "add", "--recovery"]);
     assert!(!str_of(&added, "recovery_key").is_empty());
+}
+
+/// Passphrase files with these words, readable by their owner alone.
+fn phrases<const N: usize>(lab: &Lab, words: [&str; N]) -> [PathBuf; N] {
+    words.map(|word| {
+        let file = lab.path(word);
+        fs::write(&file, format!("{word}\n")).expect("writes");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("sets the mode");
+        file
+    })
+}
+
+/// Names of the key slots.
+fn slots(lab: &Lab) -> Vec<String> {
+    let listed = lab.json(args!["key", "list"]);
+    let listed = listed["keys"].as_array().expect("keys").iter();
+    listed.map(|slot| str_of(slot, "name")).collect()
+}
+
+#[test]
+fn a_changed_key_opens_the_repository_and_the_old_one_does_not() {
+    let lab = Lab::without_repo();
+    let [first, second, third] = phrases(&lab, ["first", "second", "third"]);
+    let (key, other, exported) = (lab.path("key"), lab.path("other"), lab.path("exported"));
+    lab.ok(args![
+        "--passphrase-file",
+        first,
+        "init",
+        "--encrypt",
+        "--no-recovery-key"
+    ]);
+    let with = |phrase: &PathBuf, more: Vec<OsString>| [args!["--passphrase-file", phrase], more].concat();
+    let said = lab.ok(with(&first, args!["key", "passwd", "--new-passphrase-file", second]));
+    assert!(
+        said.contains("key passphrase-2 (passphrase) replaces key passphrase"),
+        "{said}"
+    );
+    assert_eq!(slots(&lab), ["passphrase-2"]);
+    lab.run(with(&first, args!["list"]))
+        .code(1)
+        .says(&["opens with this passphrase"]);
+    let changed = lab.json(with(&second, args!["key", "passwd", "--new-passphrase-file", third]));
+    assert_eq!(
+        changed,
+        serde_json::json!({"name": "passphrase", "kind": "passphrase", "replaces": "passphrase-2"})
+    );
+    lab.ok(with(&third, args!["list"]));
+
+    // Of key files the same, and one that is not there is made.
+    lab.ok(with(&third, args!["key", "add", "--new-key-file", key]));
+    lab.ok(args![
+        "--key-file",
+        key,
+        "key",
+        "passwd",
+        "--new-key-file",
+        other,
+        "--name",
+        "host2"
+    ]);
+    assert_eq!(slots(&lab), ["host2", "passphrase"]);
+    lab.run(args!["--key-file", key, "list"]).code(1);
+    lab.ok(args!["--key-file", other, "list"]);
+
+    // What is no passphrase of a person names what it changes.
+    lab.ok(args!["--key-file", other, "key", "export", exported]);
+    let by = |more: Vec<OsString>| [args!["--key-file", exported, "key", "passwd"], more].concat();
+    lab.run(by(args!["--new-passphrase-file", first]))
+        .code(2)
+        .says(&["exported key", "host2, passphrase"]);
+    lab.run(by(args!["nothing", "--new-passphrase-file", first]))
+        .code(1)
+        .says(&["nothing", "host2, passphrase"]);
+    assert_eq!(slots(&lab), ["host2", "passphrase"]);
+    lab.ok(by(args!["passphrase", "--new-passphrase-file", first]));
+    assert_eq!(slots(&lab), ["host2", "passphrase-2"]);
+    lab.ok(with(&first, args!["list"]));
+    lab.run(with(&third, args!["list"])).code(1);
+    // Nothing is changed by a new key that can't be read.
+    lab.run(with(
+        &first,
+        args!["key", "passwd", "--new-passphrase-file", lab.path("none")],
+    ))
+    .code(1);
+    lab.ok(with(&first, args!["list"]));
+}
+
+#[test]
+fn a_change_that_is_killed_leaves_both_keys() {
+    let lab = Lab::without_repo();
+    let [first, second] = phrases(&lab, ["first", "second"]);
+    lab.ok(args![
+        "--passphrase-file",
+        first,
+        "init",
+        "--encrypt",
+        "--no-recovery-key"
+    ]);
+    let args = || {
+        args![
+            "--passphrase-file",
+            first,
+            "key",
+            "passwd",
+            "--new-passphrase-file",
+            second
+        ]
+    };
+    let running = lab.start(args());
+    // From then on it proves for a second that the new key opens the repository.
+    let slot = lab.files().join("keys/passphrase-2.json");
+    assert!(wait_until(Duration::from_secs(60), || slot.exists()));
+    running.signal(Signal::SIGKILL);
+    running.wait();
+    assert_eq!(slots(&lab), ["passphrase", "passphrase-2"]);
+    for phrase in [&first, &second] {
+        lab.ok(args!["--passphrase-file", phrase, "list"]);
+    }
+    // The next change is complete again.
+    lab.ok(args());
+    assert_eq!(slots(&lab), ["passphrase-2", "passphrase-3"]);
+    lab.run(args!["--passphrase-file", first, "list"]).code(1);
+    lab.ok(args!["--passphrase-file", second, "list"]);
+}
+
+#[test]
+fn a_recovery_key_is_changed_only_if_the_new_one_was_shown() {
+    let lab = Lab::without_repo();
+    let key = lab.path("key");
+    lab.ok(args!["--key-file", key, "init", "--encrypt"]);
+    let change = |recovery: &str| args!["--key-file", key, "key", "passwd", recovery, "--recovery"];
+    for json in [&["--json"][..], &[]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
+        let mut command = Command::new(VBK);
+        command.env("VBK_STATE_DIR", lab.state_dir());
+        command
+            .args(json)
+            .arg("--repo")
+            .arg(lab.repo())
+            .args(change("recovery"))
+            .stdout(full);
+        assert_eq!(command.output().expect("runs").status.code(), Some(1));
+        assert_eq!(slots(&lab), ["key-file", "recovery", "recovery-2"]);
+        lab.ok(args!["--key-file", key, "key", "remove", "recovery-2"]);
+    }
+    let changed = lab.json(change("recovery"));
+    assert_eq!(slots(&lab), ["key-file", "recovery-2"]);
+    let [paper] = phrases(&lab, ["paper"]);
+    fs::write(&paper, str_of(&changed, "recovery_key")).expect("writes");
+    lab.ok(args!["--passphrase-file", paper, "list"]);
+    lab.run(args![
+        "--passphrase-file",
+        paper,
+        "key",
+        "passwd",
+        "--new-key-file",
+        lab.path("new")
+    ])
+    .code(2)
+    .says(&["opened with a recovery key", "vbk key passwd NAME"]);
 }

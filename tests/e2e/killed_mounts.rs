@@ -24,7 +24,7 @@ fn kill_process_of(mount: &Value) {
 /// Whether `vbk mounts` says that this one is alive.
 fn is_alive(lab: &Lab, dir: &Path) -> bool {
     let mounts = lab.json(args!["mounts"]);
-    let ours = mounts
+    let ours = mounts["mounts"]
         .as_array()
         .expect("an array")
         .iter()

@@ -418,8 +418,8 @@ impl<'a> Driver<'a> {
             Operation::ForgetNamed { ids } => ids.iter().for_each(|id| self.model.forgotten(id)),
             Operation::ForgetByPolicy { keep, prune, .. } => {
                 let answer = said.json();
-                let verdicts = if *prune { &answer["forgotten"] } else { &answer };
-                self.judged(verdicts, *keep);
+                assert_eq!(answer["prune"].is_object(), *prune, "{answer}");
+                self.judged(&answer["backups"], *keep);
             }
             Operation::Protect { id, protect } => {
                 self.model.kept.get_mut(id).expect("chosen from these").protected = Some(*protect);

@@ -35,7 +35,7 @@ fn lab_of_three_guests() -> Lab {
 }
 
 fn backups(list: &Value) -> Vec<String> {
-    let list = list.as_array().expect("list --json gives an array");
+    let list = list["backups"].as_array().expect("backups");
     list.iter().map(|entry| str_of(entry, "backup")).collect()
 }
 
@@ -114,16 +114,21 @@ fn a_list_is_filtered_by_guest_time_state_and_number() {
 fn the_last_line_of_a_list_sums_it_up() {
     let lab = lab_of_three_guests();
     let text = lab.ok(args!["list"]);
-    let stored = u64_of(&lab.json(args!["list", "web20"])[0], "stored_bytes");
+    let stored = u64_of(&lab.json(args!["list", "web20"])["backups"][0], "stored_bytes");
     assert!(stored > MIB && stored < 2 * MIB, "{stored}");
     assert_eq!(text.lines().last(), Some("5 backups of 3 guests, 5 MiB stored"));
     assert!(
         lab.ok(args!["list", "web20"])
             .ends_with("1 backup of 1 guest, 1 MiB stored\n")
     );
+    let list = lab.json(args!["list"]);
+    let sums = ["backups_total", "guests_total", "stored_bytes"].map(|sum| u64_of(&list, sum));
+    let stored = list["backups"].as_array().expect("backups").iter();
+    let stored = stored.map(|backup| u64_of(backup, "stored_bytes")).sum();
+    assert_eq!(sums, [5, 3, stored]);
     assert!(!lab.ok(args!["-q", "list"]).contains("backups of"));
     assert!(lab.ok(args!["list", "--forgotten"]).ends_with("1 backup of 1 guest\n"));
-    let one = &lab.json(args!["list", "web20"])[0];
+    let one = &lab.json(args!["list", "web20"])["backups"][0];
     assert_eq!(str_of(one, "consistency"), "crash");
     assert!(!str_of(one, "host").is_empty());
 }
@@ -154,7 +159,10 @@ fn local_times_stand_beside_utc_and_the_zone_is_named() {
     )
     .done();
     assert_eq!(backups(&list.json()), ["web1@2024-11-02T23-30-00Z"]);
-    assert_eq!(str_of(&list.json()[0], "time_local"), "2024-11-03T01:30:00+02:00");
+    assert_eq!(
+        str_of(&list.json()["backups"][0], "time_local"),
+        "2024-11-03T01:30:00+02:00"
+    );
     in_zone(&lab, zone, args!["show", "web1@latest"])
         .done()
         .tells(&["2024-11-02 23:30:00 UTC, 2024-11-03 01:30:00 in UTC+02"]);
@@ -226,25 +234,48 @@ fn a_dry_run_shows_what_is_asked_for_and_what_a_prune_would_free() {
 
     let text = lab.ok(rules(args!["--prune"]));
     assert!(
-        text.contains(&first) && text.contains("a prune would then remove at most 2 unused blocks (2 MiB) of 6 MiB"),
+        text.contains(&first)
+            && text.contains("2 unused blocks (2 MiB) of 6 MiB would be removed; 0 B unused would stay"),
         "{text}"
     );
     let would = lab.json(rules(args!["--prune"]));
-    assert_eq!(would["dry_run"], true);
-    assert_eq!(would["forgotten"].as_array().map(Vec::len), Some(2));
-    assert_eq!(u64_of(&would, "unused_blocks"), 2);
+    assert_eq!(
+        (&would["dry_run"], &would["prune"]["dry_run"]),
+        (&true.into(), &true.into())
+    );
+    assert_eq!(backups(&would), [first.clone(), second.clone()]);
+    assert_eq!(
+        (u64_of(&would, "forgotten_total"), u64_of(&would, "kept_total")),
+        (1, 1)
+    );
+    assert_eq!(
+        (&would["backups"][0]["reasons"], &would["backups"][1]["reasons"]),
+        (
+            &serde_json::json!([{"reason": "used-up", "rule": "last", "of": 1}]),
+            &serde_json::json!([{"reason": "counted", "rule": "last", "period": would["backups"][1]["reasons"][0]["period"],
+                                 "place": 1, "of": 1}])
+        )
+    );
+    assert_eq!(u64_of(&would["prune"], "removed_blocks"), 2);
     assert_eq!(lab.listed().len(), 2);
     // What it says comes true.
     let done = lab.json(args!["forget", "--all", "--keep-last", "1", "--prune"]);
-    for field in ["unused_blocks", "unused_bytes", "live_bytes"] {
-        assert_eq!(u64_of(&would, field), u64_of(&done, field), "{field}");
+    for field in [
+        "backups",
+        "unused_blocks",
+        "unused_bytes",
+        "removed_blocks",
+        "removed_bytes",
+        "live_bytes",
+    ] {
+        assert_eq!(u64_of(&would["prune"], field), u64_of(&done["prune"], field), "{field}");
     }
 }
 
 #[test]
 fn a_backup_that_is_named_twice_is_forgotten_once() {
     let lab = lab_of_three_guests();
-    let entry = &lab.json(args!["list", "db1"])[0];
+    let entry = &lab.json(args!["list", "db1"])["backups"][0];
     let (name, id) = (str_of(entry, "backup"), str_of(entry, "id"));
     let text = lab.ok(args!["forget", name, name, id]);
     assert!(text.contains("1 backup forgotten"), "{text}");
@@ -294,7 +325,7 @@ fn a_guest_is_forgotten_as_a_whole_with_its_metrics() {
     lab.run(args!["list", "web1"]).code(1).says(&["no guest"]);
     assert!(!has_metrics("web1") && has_metrics("db1"));
     lab.ok(args!["unforget", "web1"]);
-    assert_eq!(lab.json(args!["list", "web1"]).as_array().map(Vec::len), Some(3));
+    assert_eq!(backups(&lab.json(args!["list", "web1"])).len(), 3);
 }
 
 #[test]
@@ -324,6 +355,7 @@ fn a_renamed_guest_keeps_its_backups_and_their_protection_and_its_base() {
     let list = lab.json(args!["list", "shop"]);
     let (first, second) = (first.replace("web1", "shop"), second.replace("web1", "shop"));
     assert_eq!(backups(&list), [first.clone(), second]);
+    let list = &list["backups"];
     assert_eq!(list[0]["protected"], true);
     assert!(list[0]["proven"].is_string() && list[1]["proven"].is_string(), "{list}");
     assert!(list[0].get("clock").is_none(), "{list}");
@@ -392,9 +424,12 @@ fn a_dry_run_of_a_backup_shows_what_would_be_read_and_does_nothing() {
     }
     assert!(lab.listed().is_empty() && !metrics.exists());
     let made = str_of(&lab.backup("web1", &disk), "backup");
-    let json = lab.json(dry(args![disk]));
+    let json = lab.json(dry(args![disk, "--read-limit", "30MB/s"]));
     assert_eq!(str_of(&json["guests"][0], "last_backup"), made);
-    assert_eq!(u64_of(&json["guests"][0]["disks"][0], "size_bytes"), 3 * MIB);
+    let read = &json["guests"][0]["disks"][0];
+    assert_eq!(u64_of(read, "size_bytes"), 3 * MIB);
+    assert_eq!(u64_of(read, "read_limit_bytes_per_sec"), 30_000_000);
+    assert!(read["snapshot"].is_null() && read["live"] == false, "{read}");
     fs::write(&disk, b"QFI\xfb and the rest of a qcow2 image").expect("writes");
     lab.run(dry(args![disk])).code(1).says(&["qcow2"]);
     lab.run(dry(args![lab.path("nothing")])).code(1).says(&["nothing"]);

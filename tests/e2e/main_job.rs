@@ -108,7 +108,7 @@ fn both_backups_are_listed_with_their_new_bytes() {
     );
 
     assert_eq!(lab.listed(), [days.spec(0), days.spec(1)]);
-    let list = lab.json(args!["list", "web1"]);
+    let list = &lab.json(args!["list", "web1"])["backups"];
     assert_eq!(list[1]["disks"], serde_json::json!(["vda"]));
     for field in ["size_bytes", "new_bytes", "stored_bytes"] {
         assert_eq!(u64_of(&list[1], field), u64_of(second, field));

@@ -88,7 +88,10 @@ fn a_note_is_shown_until_it_is_removed() {
         lab.ok(args!["show", backup])
             .contains("Note:        before the upgrade")
     );
-    assert_eq!(str_of(&lab.json(args!["list"])[0], "note"), "before the upgrade");
+    assert_eq!(
+        str_of(&lab.json(args!["list"])["backups"][0], "note"),
+        "before the upgrade"
+    );
     lab.ok(args!["verify"]);
     let state = lab.json(args!["show", backup])["state"].clone();
     assert_eq!(
@@ -98,9 +101,9 @@ fn a_note_is_shown_until_it_is_removed() {
     lab.run(args!["note", backup, "two\nlines"]).code(2).says(&["one line"]);
     lab.run(args!["note", backup]).code(2).says(&["--remove"]);
     lab.ok(args!["note", backup, "--remove"]);
-    assert!(lab.json(args!["list"])[0].get("note").is_none());
+    assert!(lab.json(args!["list"])["backups"][0].get("note").is_none());
     // A state that can't be read may have protected the backup.
     write_note(lab.files(), &format!("backup/{backup}"), b"{\"protected\": tr");
     lab.run(args!["note", backup, "again"]).code(3).says(&["protected now"]);
-    assert_eq!(lab.json(args!["list"])[0]["protected"], true);
+    assert_eq!(lab.json(args!["list"])["backups"][0]["protected"], true);
 }

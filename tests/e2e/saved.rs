@@ -223,7 +223,7 @@ fn mounts_names_the_backup_and_the_time_of_each_mount() {
     let table = lab.ok(args!["mounts"]);
     for (number, dir) in dirs.iter().enumerate() {
         let dir = dir.to_str().expect("UTF-8");
-        let mounts = mounts.as_array().expect("an array").iter();
+        let mounts = mounts["mounts"].as_array().expect("an array").iter();
         let mut found = mounts.filter(|mount| mount["mount_point"].as_str() == Some(dir));
         let mount = found.next().expect("is listed");
         let shown = mount["backup"].as_str().map(str::to_owned);

@@ -69,7 +69,7 @@ fn backups_forgets_and_prunes_run_beside_a_backup() {
     lab.ok(args!["restore", "busy1@latest", lab.path("back.img")]);
     assert_same(&lab.path("back.img"), &lab.path("large.img"));
     let list = lab.json(args!["list"]);
-    let guests: Vec<_> = list
+    let guests: Vec<_> = list["backups"]
         .as_array()
         .expect("an array")
         .iter()

@@ -85,7 +85,7 @@ fn only_leftover_snapshots_are_listed_and_removed() {
     assert!(line("vbk-other").contains("another machine's"), "{said}");
     assert_eq!(said.lines().count(), 4, "{said}");
     let json = vbk(&lab, &state, args!["snapshots", "--json"]).done().json();
-    let states: Vec<_> = json
+    let states: Vec<_> = json["snapshots"]
         .as_array()
         .expect("a list")
         .iter()

@@ -203,7 +203,7 @@ fn keys_of_a_repository_on_another_host_are_changed_from_here() {
     lab.use_remote(sshd.way("all", lab.repo()));
     let names = |lab: &Lab| -> Vec<String> {
         let slots = lab.json(args!["key", "list"]);
-        let slots = slots.as_array().expect("an array").iter();
+        let slots = slots["keys"].as_array().expect("an array").iter();
         slots.map(|slot| str_of(slot, "name")).collect()
     };
     let add = || args!["--key-file", one, "key", "add", "--new-key-file", two, "--name", "two"];

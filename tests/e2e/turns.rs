@@ -128,7 +128,7 @@ fn lab_with_a_late_result() -> (Lab, Running) {
 /// Returns whether `list` shows the backup of `web1` as damaged.
 fn is_damaged(lab: &Lab) -> bool {
     let listed = lab.json(args!["list"]);
-    let backups = listed.as_array().expect("a list");
+    let backups = listed["backups"].as_array().expect("a list");
     let web = backups
         .iter()
         .find(|backup| str_of(backup, "backup").starts_with("web1@"))

@@ -202,7 +202,7 @@ fn kept_files_are_shown_and_mounted() {
         "vars=vars"
     ]);
     let first = lab.json(args!["list"]);
-    let diff = lab.json(args!["diff", str_of(&first[0], "backup"), "web1@latest"]);
+    let diff = lab.json(args!["diff", str_of(&first["backups"][0], "backup"), "web1@latest"]);
     let files = diff["files"].as_array().expect("a list").iter();
     let said: Vec<_> = files
         .map(|one| format!("{} {}", str_of(one, "file"), str_of(one, "what")))

@@ -121,12 +121,12 @@ pub const PEERS: &[(&str, &[&str], &str)] = &[
     (
         "",
         &["passwd", "passphrase", "password"],
-        "`vbk key add` adds a passphrase or key file, and `vbk key remove` removes the old one",
+        "`vbk key passwd` changes a passphrase, a key file or a recovery key",
     ),
     (
         "key",
-        &["passwd", "change", "change-passphrase"],
-        "`vbk key add` adds a passphrase or key file, and `vbk key remove` removes the old one",
+        &["change", "change-passphrase"],
+        "`vbk key passwd` changes a passphrase, a key file or a recovery key",
     ),
     ("key", &["rm", "delete"], "`vbk key remove` removes a key"),
     ("key", &["new", "create", "import"], "`vbk key add` adds a key"),

@@ -178,6 +178,7 @@ pub const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "vbk key list",
             "vbk key add --recovery",
+            "vbk key passwd",
             "vbk key export /media/usb/vbk.key",
         ],
     ),
@@ -191,6 +192,14 @@ pub const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("key remove", &["vbk key remove passphrase"]),
+    (
+        "key passwd",
+        &[
+            "vbk key passwd",
+            "vbk key passwd --new-passphrase-file /etc/vbk/passphrase.new",
+            "vbk --key-file /media/usb/vbk.key key passwd passphrase",
+        ],
+    ),
     ("key export", &["vbk key export /media/usb/vbk.key"]),
     (
         "serve",

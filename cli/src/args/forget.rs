@@ -28,7 +28,8 @@ pub struct ForgetArgs {
     #[arg(long, value_name = "GUEST", requires = "all", conflicts_with = "what")]
     pub guest: Vec<GuestName>,
 
-    /// File with the metrics of `vbk backup`, from which those of the --guest go too [default: that of the configuration]
+    /// File with the metrics of `vbk backup`, from which those of the --guest go too, and to which the figures of --prune go [default:
+    /// that of the configuration]
     #[arg(long, value_name = "FILE", requires = "guest")]
     pub metrics: Option<PathBuf>,
 

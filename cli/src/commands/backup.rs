@@ -81,6 +81,8 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         .metrics
         .as_deref()
         .or(known.and_then(|config| config.metrics.as_deref()));
+    // Without a repository the run fails, and has no figures.
+    let metrics = metrics.zip(context.repository_path().ok());
     let notices = known.map(|config| &config.notices);
     let mut monitoring = Monitoring::new(&programs, metrics, notices, started);
     let ended = config.and_then(|config| back_up(context, config, args, &programs, started, &mut monitoring));

@@ -161,7 +161,7 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
                 disks.join(" ")
             },
             settings.read_limit.clone(),
-            settings.keep.clone(),
+            settings.keep_text.clone(),
             also(settings),
         ]);
     }

@@ -73,7 +73,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
     };
     let secrets = secrets::find(&args.luks)?;
     let resources = ReadResources::new(threads());
-    let mut json = context.json().then(|| JsonList::new(""));
+    let mut json = context.json().then(|| JsonList::new("{\"files\": "));
     let (mut outcome, mut count) = (Outcome::Done, 0_usize);
     for guest in guests {
         let entries = entries(&catalogue, &guest, &period);
@@ -101,7 +101,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
         }
     }
     if let Some(json) = json {
-        json.end("");
+        json.end("}");
     }
     // As grep(1): nothing was found.
     Ok(if count == 0 {

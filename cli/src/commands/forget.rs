@@ -1,7 +1,7 @@
 //! `vbk forget`, `vbk protect`, `vbk unprotect`
 
-mod gain;
 mod printed;
+mod verdict;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -22,21 +22,24 @@ use crate::context::{Context, PROTECT};
 use crate::exit::{Error, Outcome, Result};
 use crate::gone;
 use crate::jumps::{Jump, Jumps};
-use crate::pruning::{Task, prune};
+use crate::pruning::{self, Task, prune, would_prune_without};
 use crate::signals;
 use crate::warnings::warn_of_clock;
 use crate::zone;
 
-/// Decision about one backup, with its reasons.
-#[derive(Debug, Serialize)]
-struct Verdict {
-    backup: String,
-    action: &'static str,
-    reasons: Vec<String>,
-}
+use verdict::{Action, Said, Verdict, Why};
 
-const KEEP: &str = "keep";
-const FORGET: &str = "forget";
+/// JSON of the command.
+#[derive(Serialize)]
+struct Report<'a> {
+    dry_run: bool,
+    backups: &'a [Verdict],
+    forgotten_total: usize,
+    kept_total: usize,
+    /// Result of `--prune`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune: Option<pruning::Report>,
+}
 
 /// Forgets backups: those that are named, or those that a policy does not keep.
 pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
@@ -46,6 +49,16 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         context,
     };
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
+    let task = Task {
+        options: PruneOptions {
+            max_unused: PruneOptions::MAX_UNUSED,
+            dry_run: args.dry_run,
+            empty_bin: false,
+        },
+        no_wait: args.no_wait,
+        cancel: &cancel,
+        metrics: args.metrics.as_deref(),
+    };
     if args.dry_run {
         let repository = context.repository()?;
         let view = context.view_of(&repository)?;
@@ -53,10 +66,16 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         let jumps = Jumps::of(&*store, args);
         let judged = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone, &jumps)?;
         printed::print(context, args, &judged);
-        match args.prune {
-            true => gain::print(context, &view, &judged, repository.local_path().is_err(), &cancel)?,
-            false => context.json_result(&judged.verdicts)?,
+        let forgotten: HashSet<_> = judged.forgotten().into_iter().collect();
+        let prune = || would_prune_without(context, (&repository, &view), &forgotten, &task);
+        let prune = args.prune.then(prune).transpose()?;
+        if args.prune && repository.local_path().is_err() && !forgotten.is_empty() {
+            context.say(
+                "the server keeps what its clients forget for the time that `vbk policy` says there, and its prune removes it \
+                 after that",
+            );
         }
+        context.json_result(&judged.report(true, prune))?;
         return Ok(judged.outcome());
     }
     let writer = context.manager(&command(args), args.no_wait, &cancel)?;
@@ -79,20 +98,12 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         if !judged.forgotten().is_empty() {
             context.say("`vbk prune` gives back the space that nothing else needs; until then `vbk unforget` brings back what was forgotten");
         }
-        context.json_result(&judged.verdicts)?;
+        context.json_result(&judged.report(false, None))?;
         return Ok(judged.outcome());
     }
-    let task = Task {
-        options: PruneOptions {
-            max_unused: PruneOptions::MAX_UNUSED,
-            dry_run: false,
-            empty_bin: false,
-        },
-        no_wait: args.no_wait,
-        cancel: &cancel,
-        metrics: args.metrics.as_deref(),
-    };
-    match prune(context, writer, &task, Some(&judged.verdicts))? {
+    let (report, outcome) = prune(context, writer, &task)?;
+    context.json_result(&judged.report(false, Some(report)))?;
+    match outcome {
         Outcome::Done => Ok(judged.outcome()),
         outcome => Ok(outcome),
     }
@@ -128,8 +139,22 @@ struct Judged {
 
 impl Judged {
     fn forgotten(&self) -> Vec<String> {
-        let forgotten = self.verdicts.iter().filter(|verdict| verdict.action == FORGET);
+        let forgotten = self.verdicts.iter().filter(|verdict| verdict.action == Action::Forget);
         forgotten.map(|verdict| verdict.backup.clone()).collect()
+    }
+
+    fn count(&self, action: Action) -> usize {
+        self.verdicts.iter().filter(|verdict| verdict.action == action).count()
+    }
+
+    fn report(&self, dry_run: bool, prune: Option<pruning::Report>) -> Report<'_> {
+        Report {
+            dry_run,
+            backups: &self.verdicts,
+            forgotten_total: self.count(Action::Forget),
+            kept_total: self.count(Action::Keep),
+            prune,
+        }
     }
 
     fn outcome(&self) -> Outcome {
@@ -237,11 +262,12 @@ fn judge(
                 });
                 judged.doubted.extend(doubted);
                 let mut verdicts = judge_guest(catalogue, states, guest, keep, zone);
-                let forgets = verdicts.iter().any(|verdict| verdict.action == FORGET);
+                let forgets = verdicts.iter().any(|verdict| verdict.action == Action::Forget);
                 if let Some(jump) = forgets.then(|| jumps.find(catalogue, guest)).transpose()?.flatten() {
                     for verdict in &mut verdicts {
-                        verdict.action = KEEP;
-                        verdict.reasons = vec![format!("{guest} has changed too much")];
+                        let guest = guest.to_string();
+                        verdict.action = Action::Keep;
+                        verdict.reasons = vec![Why::Said(Said::ChangedTooMuch { guest })];
                     }
                     judged.jumped.push(jump);
                 }
@@ -315,8 +341,8 @@ fn judge_guest(
     let Keep::Rules(policy) = keep else {
         let verdict = |entry: &Entry| Verdict {
             backup: entry.backup.spec(),
-            action: KEEP,
-            reasons: vec!["the configuration keeps all".to_owned()],
+            action: Action::Keep,
+            reasons: vec![Why::Said(Said::KeepAll)],
         };
         return catalogue.of(guest).map(verdict).collect();
     };
@@ -339,8 +365,11 @@ fn judge_guest(
         .collect();
     let verdict = |spec: String, decision: Decision| Verdict {
         backup: spec,
-        action: if decision.keep { KEEP } else { FORGET },
-        reasons: decision.reasons.iter().map(ToString::to_string).collect(),
+        action: match decision.keep {
+            true => Action::Keep,
+            false => Action::Forget,
+        },
+        reasons: decision.reasons.into_iter().map(Why::Rule).collect(),
     };
     // Several backups made in one second get the next seconds as their times; they are not from the future.
     let now = jiff::Timestamp::now();
@@ -386,8 +415,8 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
     }
     Ok(Verdict {
         backup,
-        action: FORGET,
-        reasons: vec!["named".into()],
+        action: Action::Forget,
+        reasons: vec![Why::Said(Said::Named)],
     })
 }
 
@@ -401,6 +430,11 @@ fn check_whole(spec: &BackupSpec, entry: &Entry) -> Result<()> {
             "{text} is only a part of a backup's name; `vbk forget` needs the whole name: {name}. Nothing was forgotten"
         ))),
     }
+}
+
+#[derive(Serialize)]
+struct ProtectReport {
+    backups: Vec<Protected>,
 }
 
 #[derive(Serialize)]
@@ -432,6 +466,8 @@ pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Resu
         backup,
         protected: protect,
     };
-    context.json_result(&done.into_iter().map(report).collect::<Vec<_>>())?;
+    context.json_result(&ProtectReport {
+        backups: done.into_iter().map(report).collect(),
+    })?;
     Ok(Outcome::Done)
 }

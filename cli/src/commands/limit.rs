@@ -3,20 +3,29 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use vbk::limit::ReadLimit;
 use vbk::limit::requests::{FILE, Requests, running};
 
 use crate::args::LimitArgs;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
+use crate::read_limit::LimitJson;
+
+#[derive(Serialize)]
+struct Report {
+    runs: Vec<Asked>,
+}
 
 #[derive(Serialize)]
 struct Asked {
     run: PathBuf,
     command: String,
     guest: Option<String>,
-    /// The new limit, as `vbk limit` takes it.
-    limit: String,
+    /// The limits are those that the run began with.
+    default: bool,
+    #[serde(flatten)]
+    limit: LimitJson,
 }
 
 /// Sets the read limit of running backups.
@@ -54,7 +63,9 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
             run: run.directory,
             command: run.command,
             guest: guest.map(ToString::to_string),
-            limit: limit.clone(),
+            default: args.limit.0.is_none(),
+            // Of the disks' speeds this command knows nothing.
+            limit: LimitJson::new(args.limit.0.unwrap_or(ReadLimit::Unlimited), None),
         });
     }
     if asked.is_empty() {
@@ -63,10 +74,11 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
             None => format!("no backup is running{}; nothing was changed", seen()),
         });
     }
-    context.json_result(&asked)?;
-    Ok(match asked.as_slice() {
-        [] => Outcome::Failed,
-        _ => Outcome::Done,
+    let is_asked = !asked.is_empty();
+    context.json_result(&Report { runs: asked })?;
+    Ok(match is_asked {
+        true => Outcome::Done,
+        false => Outcome::Failed,
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::{Catalogue, ClockDoubt};
 use vbk_repo::name::{GuestName, matches};
@@ -27,6 +28,17 @@ const DISPENSABLE: [&str; 5] = ["DISKS", "ID", "TOOK", "NEW", "SIZE"];
 
 /// A backup with the reason to doubt its time.
 type Listed<'a> = (&'a Entry, Option<ClockDoubt>);
+
+/// JSON of the list, with the sums of its last line.
+#[derive(Serialize)]
+struct Report<T: Serialize> {
+    backups: Vec<T>,
+    backups_total: usize,
+    guests_total: usize,
+    /// Bytes that these backups added to the store. Not known of forgotten ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored_bytes: Option<u64>,
+}
 
 /// Lists backups.
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
@@ -67,7 +79,12 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
         let json = listed
             .iter()
             .map(|(entry, doubt)| BackupJson::new(entry, &states, doubt.as_ref(), zone.as_ref()));
-        context.json_result(&json.collect::<Vec<_>>())?;
+        context.json_result(&Report {
+            backups: json.collect(),
+            backups_total: listed.len(),
+            guests_total: guests_of(listed.iter().map(|(entry, _)| *entry)),
+            stored_bytes: Some(stored_bytes(&listed)),
+        })?;
     }
     for error in catalogue.damaged() {
         tracing::warn!("not listed: {error}");
@@ -127,21 +144,30 @@ fn keep_last<T>(listed: &mut Vec<T>, last: u32, guest_of: impl Fn(&T) -> &GuestN
 
 /// `501 backups of 5 guests, 12 GiB stored`
 fn sum(listed: &[Listed<'_>]) -> String {
-    let stored = listed.iter().map(|(entry, _)| entry.backup.stored_bytes());
     format!(
         "{}, {} stored",
         count(listed.iter().map(|(entry, _)| *entry)),
-        units::size(stored.fold(0, u64::saturating_add))
+        units::size(stored_bytes(listed))
     )
+}
+
+fn stored_bytes(listed: &[Listed<'_>]) -> u64 {
+    let stored = listed.iter().map(|(entry, _)| entry.backup.stored_bytes());
+    stored.fold(0, u64::saturating_add)
+}
+
+/// Returns the number of guests that these are backups of.
+fn guests_of<'a>(entries: impl Iterator<Item = &'a Entry>) -> usize {
+    entries.map(|entry| &entry.backup.guest).collect::<BTreeSet<_>>().len()
 }
 
 /// `501 backups of 5 guests`
 fn count<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> String {
-    let guests: BTreeSet<_> = entries.clone().map(|entry| &entry.backup.guest).collect();
+    let guests = guests_of(entries.clone());
     format!(
         "{} of {}",
         units::count(entries.count() as u64, "backup"),
-        units::count(guests.len() as u64, "guest")
+        units::count(guests as u64, "guest")
     )
 }
 
@@ -168,7 +194,12 @@ fn list_bin(context: &Context<'_>, args: &ListArgs, view: &View, period: &Period
             context.say(count(bin.iter().map(|binned| &binned.entry)));
         }
     }
-    context.json_result(&bin.iter().map(BinnedJson::from).collect::<Vec<_>>())?;
+    context.json_result(&Report {
+        backups: bin.iter().map(BinnedJson::from).collect(),
+        backups_total: bin.len(),
+        guests_total: guests_of(bin.iter().map(|binned| &binned.entry)),
+        stored_bytes: None,
+    })?;
     Ok(Outcome::Done)
 }
 

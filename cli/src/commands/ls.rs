@@ -8,7 +8,7 @@ use vbk_repo::reader::ReadResources;
 
 use crate::args::LsArgs;
 use crate::context::{Context, threads};
-use crate::exit::{Outcome, Result};
+use crate::exit::{Error, Outcome, Result};
 use crate::file_forms::{Names, lossy};
 use crate::guest_files::BackupFiles;
 use crate::secrets;
@@ -40,7 +40,9 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());
     let secrets = secrets::find(&args.luks)?;
-    let mut json = context.json().then(|| JsonList::new(""));
+    let mut json = context.json().then(|| JsonList::new("{\"files\": "));
+    // Of each backup a few, while the files may be too many to hold.
+    let mut volumes_json = Vec::new();
     let mut outcome = Outcome::Done;
     for (number, named) in args.paths.iter().enumerate() {
         let entry = catalogue.find(&named.backup)?;
@@ -48,7 +50,7 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
         let files = BackupFiles::open(&view, &resources, entry, Some(&named.backup), &secrets)?;
         let path = named.path.as_deref().unwrap_or_default();
         if path.is_empty() {
-            volumes(context, &files, json.as_mut())?;
+            volumes(context, &files, &mut volumes_json)?;
             continue;
         }
         // As ls(1): a link that is named is followed, unless it is itself to be described.
@@ -67,7 +69,7 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
         }
     }
     if let Some(json) = json {
-        json.end("");
+        json.end(&format!(",\n\"volumes\": {}}}", json_text(&volumes_json)?));
     }
     Ok(outcome)
 }
@@ -80,7 +82,7 @@ fn names(args: &LsArgs, files: &BackupFiles) -> Names {
 }
 
 /// Lists the volumes of a backup.
-fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonList>) -> Result<()> {
+fn volumes(context: &Context<'_>, files: &BackupFiles, json: &mut Vec<serde_json::Value>) -> Result<()> {
     let mounts = files.guest.as_ref().map(|guest| &guest.mounts[..]).unwrap_or_default();
     let readable = files.trees.trees.iter().enumerate().map(|(number, named)| {
         let identity = named.tree.identity();
@@ -105,10 +107,9 @@ fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonLis
         reason: Some(why),
     });
     let all: Vec<_> = readable.chain(left_out).collect();
-    if let Some(json) = json {
-        for volume in &all {
-            json.item(&json_text(volume)?);
-        }
+    if context.json() {
+        let value = |volume| serde_json::to_value(volume).map_err(|error| Error::Bug(error.to_string()));
+        json.extend(all.iter().map(value).collect::<Result<Vec<_>>>()?);
         return Ok(());
     }
     let mut table = Table::new(&[

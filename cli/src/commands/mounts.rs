@@ -16,6 +16,11 @@ use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 
 #[derive(Serialize)]
+struct Report {
+    mounts: Vec<MountJson>,
+}
+
+#[derive(Serialize)]
 struct MountJson {
     mount_point: PathBuf,
     shows: &'static str,
@@ -98,7 +103,7 @@ pub fn run(context: &Context<'_>, args: &MountsArgs) -> Result<Outcome> {
     } else {
         context.print(table);
     }
-    context.json_result(&mounts)?;
+    context.json_result(&Report { mounts })?;
     Ok(outcome)
 }
 

@@ -26,12 +26,11 @@ pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
         (true, false) => would_prune(context, &task)?,
         (true, true) => would_prune_sealed(context, &task)?,
     };
-    match shown {
-        Some(outcome) => Ok(outcome),
-        None if args.without_key => prune_sealed(context, &task),
-        None => {
-            let writer = context.manager(PRUNE, args.no_wait, &cancel)?;
-            prune(context, writer, &task, None::<&()>)
-        }
-    }
+    let (report, outcome) = match shown {
+        Some(shown) => shown,
+        None if args.without_key => prune_sealed(context, &task)?,
+        None => prune(context, context.manager(PRUNE, args.no_wait, &cancel)?, &task)?,
+    };
+    context.json_result(&report)?;
+    Ok(outcome)
 }

@@ -297,7 +297,7 @@ fn count(context: &Context<'_>, args: &RehearseArgs, entry: &Entry, run: Rehears
         let Some(path) = path else {
             return Ok(());
         };
-        let mut metrics = Metrics::at(path)?;
+        let mut metrics = Metrics::at(path, context.repository_path()?)?;
         metrics.record_rehearsal(entry.backup.guest.as_str(), run);
         metrics.finish(|_| true)
     };

@@ -5,6 +5,7 @@ mod config;
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk_repo::backup::{Backup, Entry};
+use vbk_repo::catalogue::ClockDoubt;
 use vbk_repo::repository::View;
 use vbk_repo::state::{State, States};
 
@@ -28,7 +29,7 @@ struct Report<'a> {
     state: State,
     /// Reason to doubt the backup's time or that of another one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    clock: Option<String>,
+    clock: Option<ClockDoubt>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     state_unreadable: bool,
 }
@@ -52,7 +53,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let backup = &entry.backup;
     let states = view.states()?;
     let clock = clock_doubt(&catalogue, backup);
-    let about = describe(&view, &entry, &states, clock.as_deref());
+    let about = describe(&view, &entry, &states, clock.as_ref());
     let table = disk_table(backup).fit(output::columns(), &["SKIPPED", "STORED", "NEW", "SNAPSHOT"]);
     context.print(format_args!("{about}\n{table}"));
     let state_unreadable = states.is_unread(&backup.spec());
@@ -71,7 +72,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
 }
 
 /// Describes the backup as a whole, and what is wrong with it.
-fn describe(view: &View, entry: &Entry, states: &States, clock: Option<&str>) -> String {
+fn describe(view: &View, entry: &Entry, states: &States, clock: Option<&ClockDoubt>) -> String {
     let backup = &entry.backup;
     let encrypted = match view.identity().key_check {
         Some(_) => "yes",

@@ -13,6 +13,11 @@ use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 
 #[derive(Serialize)]
+struct Report<'a> {
+    snapshots: Vec<SnapshotJson<'a>>,
+}
+
+#[derive(Serialize)]
 struct SnapshotJson<'a> {
     snapshot: &'a str,
     of: &'a str,
@@ -60,13 +65,14 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
         );
     }
     let found = snapshot::leftovers(&programs, directories).map_err(vbk::Error::from)?;
-    let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
     if found.is_empty() {
         context.say("no snapshots of disks are left on this machine; `vbk list` lists backups");
     } else {
         context.print(table(&found));
     }
-    context.json_result(&json)?;
+    context.json_result(&Report {
+        snapshots: found.iter().map(json).collect(),
+    })?;
     Ok(Outcome::Done)
 }
 

@@ -206,6 +206,11 @@ fn show(context: &Context<'_>, entry: &TokenEntry, token: &Token, place: &TokenP
 }
 
 #[derive(Serialize)]
+struct Report {
+    tokens: Vec<Listed>,
+}
+
+#[derive(Serialize)]
 struct Listed {
     name: String,
     rights: Allowed,
@@ -260,7 +265,7 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
         ]);
     }
     context.print(table);
-    context.json_result(&listed)?;
+    context.json_result(&Report { tokens: listed })?;
     Ok(outcome)
 }
 

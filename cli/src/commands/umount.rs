@@ -16,6 +16,11 @@ use crate::servers::{Server, Servers};
 
 #[derive(Serialize)]
 struct Report {
+    mounts: Vec<Unmounted>,
+}
+
+#[derive(Serialize)]
+struct Unmounted {
     mount_point: PathBuf,
     detached: bool,
     /// File that keeps what was written.
@@ -26,7 +31,7 @@ struct Report {
 pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
     if let [dir] = args.dirs.as_slice() {
         let (report, outcome) = umount(context, dir, args)?;
-        context.json_result(&report)?;
+        context.json_result(&Report { mounts: vec![report] })?;
         return Ok(outcome);
     }
     let dirs = match args.all {
@@ -38,11 +43,11 @@ pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
     }
     let mut outcome = Outcome::Done;
     let mut failed = None;
-    let mut reports = Vec::new();
+    let mut mounts = Vec::new();
     for dir in &dirs {
         match umount(context, dir, args) {
             Ok((report, one)) => {
-                reports.push(report);
+                mounts.push(report);
                 outcome = outcome.worse(one);
             }
             // Another run took it down after it was listed.
@@ -51,7 +56,7 @@ pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
             Err(error) => tracing::error!("{}", error.message()),
         }
     }
-    context.json_result(&reports)?;
+    context.json_result(&Report { mounts })?;
     match failed {
         Some(error) => Err(error),
         None => Ok(outcome),
@@ -70,7 +75,7 @@ fn all() -> Result<Vec<PathBuf>> {
     Ok(mounts.filter(is_own).map(|mount| mount.point).collect())
 }
 
-fn umount(context: &Context<'_>, dir: &Path, args: &UmountArgs) -> Result<(Report, Outcome)> {
+fn umount(context: &Context<'_>, dir: &Path, args: &UmountArgs) -> Result<(Unmounted, Outcome)> {
     let when_busy = match args.lazy {
         true => WhenBusy::Detach,
         false => WhenBusy::Fail,
@@ -100,7 +105,7 @@ fn umount(context: &Context<'_>, dir: &Path, args: &UmountArgs) -> Result<(Repor
             "{file} is complete when they have ended; `vbk umount {point}` waits for that"
         ));
     }
-    let report = Report {
+    let report = Unmounted {
         mount_point: done.point.clone(),
         detached: done.detached,
         saved,
@@ -109,7 +114,12 @@ fn umount(context: &Context<'_>, dir: &Path, args: &UmountArgs) -> Result<(Repor
 }
 
 /// Reports the end of a mount that another program took down, or that was detached before.
-fn after_another(context: &Context<'_>, dir: &Path, servers: &Servers, error: MountError) -> Result<(Report, Outcome)> {
+fn after_another(
+    context: &Context<'_>,
+    dir: &Path,
+    servers: &Servers,
+    error: MountError,
+) -> Result<(Unmounted, Outcome)> {
     // Without its file systems, a mount of files leaves its images mounted.
     clean_leftovers();
     let point = volumes::mount_point(dir)?;
@@ -117,7 +127,7 @@ fn after_another(context: &Context<'_>, dir: &Path, servers: &Servers, error: Mo
     let server = server.ok_or(Error::from(error))?;
     context.say(format_args!("{} is unmounted already", point.display()));
     let outcome = server.conclude(context)?;
-    let report = Report {
+    let report = Unmounted {
         mount_point: point,
         detached: false,
         saved: server.saved(),

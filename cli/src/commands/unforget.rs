@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 
 use crate::args::UnforgetArgs;
 use crate::context::Context;
@@ -10,6 +11,11 @@ use crate::forgotten::{Binned, BinnedJson, decoded};
 use crate::period::Period;
 use crate::signals;
 use crate::terminal::units;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    backups: Vec<BinnedJson<'a>>,
+}
 
 /// Brings forgotten backups back.
 pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
@@ -54,7 +60,9 @@ pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
         context.say(units::count(back.len() as u64, "backup"));
     }
     let is_whole = back.len() == chosen.len();
-    context.json_result(&back.into_iter().map(BinnedJson::from).collect::<Vec<_>>())?;
+    context.json_result(&Report {
+        backups: back.into_iter().map(BinnedJson::from).collect(),
+    })?;
     Ok(match is_whole {
         true => Outcome::Done,
         false => Outcome::Failed,

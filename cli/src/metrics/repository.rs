@@ -1,5 +1,5 @@
-//! Metrics of the repository itself, which verifications, prunes and `vbk status` write into the file of the backups: a metric
-//! may be in one file only.
+//! Metrics of the repository itself, which verifications, prunes and `vbk status` write into the file of the backups: no series
+//! may be in two files.
 
 use std::path::Path;
 
@@ -129,7 +129,7 @@ pub fn record(
         let Some(path) = path else {
             return Ok(());
         };
-        let mut metrics = Metrics::at(path)?;
+        let mut metrics = Metrics::at(path, repository.path())?;
         run(&mut metrics.repository);
         metrics.note(repository);
         metrics.finish(|_| true)

@@ -22,6 +22,12 @@ pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Returns a share in percent, for JSON.
+pub fn percent(share: f64) -> f64 {
+    // 7 % is 0.07, and 0.07 times 100 is 7.000000000000001.
+    (share * 1e6).round() / 1e4
+}
+
 /// `5 hours ago`, `3 days ago`.
 pub fn age(seconds: i64) -> String {
     let seconds = u64::try_from(seconds).unwrap_or_default();

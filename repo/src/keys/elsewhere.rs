@@ -39,6 +39,20 @@ pub fn slots_of(repository: &Path, files: &[SlotFile]) -> Vec<Result<SlotInfo>> 
     files.iter().map(|file| Found::of(repository, file).info()).collect()
 }
 
+/// Returns the name of the slot by which `way` opens a repository; `None` if `way` is an exported key, which needs no slot. Fails
+/// with the errors of [`super::unlock`]. `repository` is only for messages.
+pub fn opened_by(repository: &Path, files: &[SlotFile], way: &Unlock, check: &str) -> Result<Option<String>> {
+    let opens = |files: &[SlotFile]| unlock_files(repository, files, way, Some(check));
+    if opens(&[]).is_ok() {
+        return Ok(None);
+    }
+    match files.iter().find(|file| opens(std::slice::from_ref(file)).is_ok()) {
+        Some(file) => Ok(Some(file.name.clone())),
+        // With all of them, for the words of the error.
+        None => opens(files).map(|_| None),
+    }
+}
+
 /// Returns a slot other than `name` by which `way` opens a repository elsewhere; `None` if `way` is an exported key, which needs
 /// no slot. For [`remove_file`]; fails as [`super::remove`] does. `repository` is only for messages.
 pub fn opened_without(

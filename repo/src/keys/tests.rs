@@ -539,6 +539,30 @@ fn a_slot_elsewhere_goes_only_while_the_one_that_stays_is_there() {
 }
 
 #[test]
+fn the_slot_that_a_key_opens_is_found_by_the_key() {
+    let repo = Repo::with("one", &passphrase("1"));
+    let (dir, check) = (repo.dir.path(), repo.keys.check());
+    repo.add("two", &passphrase("2")).expect("adds");
+    let file = create_key_file(&dir.join("key")).expect("creates");
+    repo.add("three", &file).expect("adds");
+    let of = |way: &Unlock| opened_by(dir, &slot_files(dir).expect("reads"), way, &check);
+    assert_eq!(of(&passphrase("2")).expect("opens").as_deref(), Some("two"));
+    assert_eq!(of(&file).expect("opens").as_deref(), Some("three"));
+    assert!(matches!(of(&passphrase("3")), Err(Error::WrongKey { .. })));
+    let exported = key_file(export(&repo.keys, "d0b3b8c0").as_bytes());
+    assert_eq!(of(&exported).expect("opens"), None);
+    // A change: the new one proves that the old one may go, and not the other way round.
+    repo.add("two-2", &passphrase("new")).expect("adds");
+    assert!(repo.opens(&passphrase("2")) && repo.opens(&passphrase("new")));
+    repo.remove("two", &passphrase("new")).expect("removes");
+    assert!(!repo.opens(&passphrase("2")) && repo.opens(&passphrase("new")));
+    assert!(matches!(
+        repo.remove("two-2", &passphrase("new")),
+        Err(Error::LastKey(_))
+    ));
+}
+
+#[test]
 fn nothing_but_a_slot_is_kept_for_a_peer() {
     let repo = Repo::with("one", &passphrase("1"));
     let dir = repo.dir.path();

@@ -1,6 +1,7 @@
 //! Prunes: marks what backups need, and has the store sweep the rest.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -101,17 +102,18 @@ pub struct WouldPrune {
 }
 
 impl Repository {
-    /// Counts what a prune would remove from what a view shows, and from what was stored since. Reads only, so it needs no lock and
-    /// never waits. For a repository in a directory of this machine.
+    /// Counts what a prune would remove from what a view shows, and from what was stored since, as if the backups `forgotten`, named
+    /// as `GUEST@TIME`, had been forgotten. Reads only, so it needs no lock and never waits. Of a repository on another host it is not
+    /// known what was stored since the view, nor who writes.
     pub fn would_prune(
         &self,
         view: &View,
+        forgotten: &HashSet<String>,
         options: PruneOptions,
         threads: usize,
         cancel: &AtomicBool,
     ) -> Result<WouldPrune> {
-        let (store, catalogue) = (view.store(), view.catalogue()?);
-        check_complete(&catalogue)?;
+        let (store, catalogue) = (view.store(), view.catalogue()?.without(forgotten)?);
         let marks = |kept: &[Record], alone: bool| {
             let marked = match alone {
                 true => Catalogue::default().with(store.hashing(), kept.to_vec()),
@@ -129,7 +131,7 @@ impl Repository {
         )
     }
 
-    /// The same without the key.
+    /// The same without the key, for a repository in a directory of this machine. Which backups have which names is not known.
     pub fn would_prune_sealed(&self, options: PruneOptions, threads: usize, cancel: &AtomicBool) -> Result<WouldPrune> {
         let view = self.sealed_view()?;
         let records = view.store.records()?;
@@ -164,7 +166,10 @@ impl Repository {
             Ok(())
         })?;
         // Before the blocks: a writer that begins in between takes over some that are counted as unused, and none is missed.
-        let is_written = super::directory::activity::status(self)?.writer.is_some();
+        let is_written = match self.local_path() {
+            Ok(_) => super::directory::activity::status(self)?.writer.is_some(),
+            Err(_) => false,
+        };
         let unfinished = self.unfinished(view, &mut |located| {
             if !is_written {
                 estimate.add(&located, false);

@@ -2,7 +2,7 @@
 
 use super::host::Host;
 use crate::support::bytes::MIB;
-use crate::support::lab::u64_of;
+use crate::support::lab::{u64_of, without_repository};
 
 /// The guest web1 with two volumes of 8 MiB.
 fn host(group_size: &str) -> Host {
@@ -81,7 +81,7 @@ fn a_filling_snapshot_is_extended_and_a_full_group_stops_the_run() {
         "volume group vg0",
     ]);
     assert_nothing_new(&host);
-    let peak = host.read("vbk.prom");
+    let peak = without_repository(&host.read("vbk.prom"));
     let peak = peak
         .lines()
         .find(|line| line.starts_with("vbk_backup_snapshot_peak_fill_ratio{guest=\"web1\"} 0.95"));

@@ -27,7 +27,7 @@ pub struct Listed {
 
 impl Listed {
     pub fn all(list: &Value) -> Vec<Self> {
-        let list = list.as_array().expect("list --json gives an array");
+        let list = list["backups"].as_array().expect("backups");
         let listed = |entry: &Value| Self {
             id: str_of(entry, "id"),
             name: str_of(entry, "backup"),

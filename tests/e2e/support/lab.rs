@@ -277,7 +277,7 @@ impl Lab {
     #[track_caller]
     pub fn listed(&self) -> Vec<String> {
         let list = self.json(args!["list"]);
-        let list = list.as_array().expect("list --json gives an array");
+        let list = list["backups"].as_array().expect("backups");
         list.iter().map(|entry| str_of(entry, "backup")).collect()
     }
 
@@ -430,4 +430,19 @@ pub fn names_in(dir: &Path) -> Vec<String> {
 /// Runs sync(1) on the file system that a path is in.
 pub fn sync(path: &Path) {
     tool("sync", args!["--file-system", path]);
+}
+
+/// Metrics as they would be without the label of their repository: `vbk_run_guests 2`.
+pub fn without_repository(metrics: &str) -> String {
+    let without = |line: &str| match line.split_once("repository=\"") {
+        Some((before, after)) if !line.starts_with('#') => {
+            let (_, after) = after.split_once("\"} ").expect("the last label");
+            match before.strip_suffix('{') {
+                Some(name) => format!("{name} {after}\n"),
+                None => format!("{}}} {after}\n", before.trim_end_matches(',')),
+            }
+        }
+        _ => format!("{line}\n"),
+    };
+    metrics.lines().map(without).collect()
 }

@@ -7,7 +7,7 @@ use vbk::backup::guest::{GuestPlan, plan_snapshots};
 use vbk::host::program::Programs;
 use vbk::limit::{GuestDisk, LimitOptions, ReadLimit};
 use vbk::snapshot::PlannedDisk;
-use vbk_repo::backup::Entry;
+use vbk_repo::backup::{Entry, SnapshotKind};
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::repository::Reserve;
 
@@ -18,6 +18,7 @@ use crate::args::BackupArgs;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
+use crate::read_limit::LimitJson;
 use crate::terminal::output;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
@@ -45,11 +46,19 @@ struct DiskJson<'a> {
     disk: &'a str,
     source: &'a Path,
     size_bytes: u64,
+    /// Null if the disk itself is read.
+    snapshot: Option<SnapshotKind>,
+    /// The disk itself is read while it may be in use.
+    live: bool,
+    #[serde(skip)]
     reads: String,
     /// Space for a snapshot that has space of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot_bytes: Option<u64>,
-    read_limit: String,
+    #[serde(flatten)]
+    limit: LimitJson,
+    #[serde(skip)]
+    limit_text: String,
 }
 
 /// Shows what a backup with these arguments would do.
@@ -151,6 +160,8 @@ fn disk_json<'a>(plan: &'a GuestPlan, planned: &'a PlannedDisk) -> DiskJson<'a> 
         disk: disk.name.as_str(),
         source: &disk.source,
         size_bytes: disk.size_bytes,
+        snapshot: planned.kind(),
+        live: planned.kind().is_none() && planned.is_live(),
         reads: match (planned.kind(), planned.space_bytes) {
             (Some(kind), Some(bytes)) => format!("{kind} of {}", units::size(bytes)),
             (Some(kind), None) => kind.to_string(),
@@ -158,7 +169,11 @@ fn disk_json<'a>(plan: &'a GuestPlan, planned: &'a PlannedDisk) -> DiskJson<'a> 
             (None, _) => "the disk itself".to_owned(),
         },
         snapshot_bytes: planned.space_bytes,
-        read_limit: limited.map_or("none".to_owned(), limit_text),
+        limit: match limited {
+            Some(disk) => LimitJson::new(disk.limit, disk.speed.map(|speed| speed.bytes_per_sec)),
+            None => LimitJson::new(ReadLimit::Unlimited, None),
+        },
+        limit_text: limited.map_or("none".to_owned(), limit_text),
     }
 }
 
@@ -193,7 +208,7 @@ fn table(reports: &[GuestJson<'_>]) -> Table {
                 disk.disk.to_owned(),
                 units::size(disk.size_bytes),
                 disk.reads.clone(),
-                disk.read_limit.clone(),
+                disk.limit_text.clone(),
                 disk.source.display().to_string(),
             ]);
         }

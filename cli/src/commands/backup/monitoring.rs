@@ -40,10 +40,10 @@ pub struct Monitoring<'a> {
 }
 
 impl<'a> Monitoring<'a> {
-    /// Opens the metrics at the start of a run. Metrics that can't be written are only a warning.
+    /// Opens the metrics, a file and the repository, at the start of a run. Metrics that can't be written are only a warning.
     pub fn new(
         programs: &'a Programs,
-        metrics: Option<&Path>,
+        metrics: Option<(&Path, &Path)>,
         notices: Option<&'a Notices>,
         started: Timestamp,
     ) -> Self {
@@ -55,7 +55,10 @@ impl<'a> Monitoring<'a> {
             guests: 0,
             warnings: 0,
         };
-        match metrics.map(Metrics::at).transpose() {
+        match metrics
+            .map(|(file, repository)| Metrics::at(file, repository))
+            .transpose()
+        {
             Ok(metrics) => monitoring.metrics = Mutex::new(metrics),
             Err(error) => monitoring.warn(&format!("this run writes no metrics: {}", error.text())),
         }

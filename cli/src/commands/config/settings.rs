@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use vbk::guest::discover::FoundGuest;
 use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
@@ -11,19 +12,31 @@ use vbk::snapshot::SnapshotSize;
 use vbk_repo::codec::Compression;
 
 use crate::config::{Config, GuestAgent, GuestSettings, Keep};
+use crate::read_limit::LimitJson;
 use crate::terminal::units;
 
 /// JSON of a guest's settings, also the source of the table.
 #[derive(Serialize)]
 pub(super) struct Settings {
     pub(super) disks: BTreeMap<String, PathBuf>,
+    /// Null if its disks have several.
+    #[serde(flatten)]
+    limit: LimitJson,
+    #[serde(skip)]
     pub(super) read_limit: String,
-    pub(super) keep: String,
-    pub(super) snapshot_size: Option<String>,
+    /// In the form of the configuration; null if it is not set.
+    keep: Option<Value>,
+    #[serde(skip)]
+    pub(super) keep_text: String,
+    snapshot_size_bytes: Option<u64>,
+    snapshot_size_percent: Option<f64>,
+    #[serde(skip)]
+    snapshot_size: Option<String>,
     pub(super) extend_percent: Option<f64>,
     pub(super) change_hints: &'static str,
     pub(super) full_read_every_secs: u64,
-    pub(super) compression: String,
+    /// Null for none.
+    pub(super) compression: Option<i32>,
     pub(super) pre_freeze: Option<String>,
     pub(super) post_thaw: Option<String>,
     pub(super) freeze_timeout_secs: u64,
@@ -55,7 +68,10 @@ pub(super) fn also(settings: &Settings) -> String {
         words.push(format!("change hints, full read every {days} days"));
     }
     if settings.compression != usual.compression {
-        words.push(format!("compression {}", settings.compression));
+        let level = settings
+            .compression
+            .map_or("none".to_owned(), |level| level.to_string());
+        words.push(format!("compression {level}"));
     }
     if settings.pre_freeze.is_some() {
         words.push(format!("pre-freeze ({} s)", settings.freeze_timeout_secs));
@@ -86,21 +102,34 @@ pub(super) fn settings_of(settings: &GuestSettings, found: Option<&FoundGuest>) 
             .iter()
             .map(|disk| (disk.name.to_string(), disk.path.clone()))
             .collect(),
+        limit: LimitJson::new(settings.read_limit.unwrap_or_default(), speed(settings, found)),
         read_limit: limit(settings, found),
-        keep: keep(settings.keep.as_ref()),
+        keep: settings.keep.as_ref().map(|keep| match keep {
+            Keep::All => json!("all"),
+            Keep::Rules(policy) => json!(policy),
+        }),
+        keep_text: keep(settings.keep.as_ref()),
+        snapshot_size_bytes: match settings.snapshot_size {
+            Some(SnapshotSize::Bytes(bytes)) => Some(bytes),
+            _ => None,
+        },
+        snapshot_size_percent: match settings.snapshot_size {
+            Some(SnapshotSize::Share(share)) => Some(units::percent(share)),
+            _ => None,
+        },
         snapshot_size: settings.snapshot_size.map(|size| match size {
             SnapshotSize::Share(share) => format!("{}%", share * 100.0),
             SnapshotSize::Bytes(bytes) => units::size(bytes),
         }),
-        extend_percent: settings.extend.map(|share| share * 100.0),
+        extend_percent: settings.extend.map(units::percent),
         change_hints: match settings.change_hints {
             ChangeHints::Off => "off",
             ChangeHints::Auto => "auto",
         },
         full_read_every_secs: settings.full_read_every.as_secs(),
         compression: match settings.compression {
-            Compression::None => "none".to_owned(),
-            Compression::Zstd(level) => level.to_string(),
+            Compression::None => None,
+            Compression::Zstd(level) => Some(level),
         },
         pre_freeze: settings.pre_freeze.clone(),
         post_thaw: settings.post_thaw.clone(),
@@ -116,6 +145,16 @@ pub(super) fn settings_of(settings: &GuestSettings, found: Option<&FoundGuest>) 
         live: settings.live,
         raw: settings.raw,
     }
+}
+
+/// Returns the speed of all disks in bytes per second, if it is known and the same.
+fn speed(settings: &GuestSettings, found: Option<&FoundGuest>) -> Option<u64> {
+    let Some(guest) = found else {
+        return settings.device_bytes_per_sec;
+    };
+    let mut speeds = guest.disks.iter().map(|disk| disk.speed.map(|(speed, _)| speed));
+    let first = speeds.next()?;
+    first.filter(|_| speeds.all(|other| other == first))
 }
 
 /// `60% of 200 MB/s (configuration)`

@@ -1,6 +1,6 @@
 //! Prints what `vbk forget` decided.
 
-use super::{FORGET, Judged, KEEP, Verdict};
+use super::{Action, Judged, Verdict};
 use crate::args::ForgetArgs;
 use crate::context::Context;
 use crate::terminal::table::{Align, Table};
@@ -11,8 +11,8 @@ pub fn print(context: &Context<'_>, args: &ForgetArgs, judged: &Judged) {
     let dry_run = args.dry_run;
     let verdicts = judged.verdicts.as_slice();
     let shown = |verdict: &&Verdict| match verdict.action {
-        FORGET => !args.kept,
-        _ => args.kept || !args.forgotten && (dry_run || context.verbose()),
+        Action::Forget => !args.kept,
+        Action::Keep => args.kept || !args.forgotten && (dry_run || context.verbose()),
     };
     let mut table = Table::new(&[
         ("ACTION", Align::Left),
@@ -20,14 +20,14 @@ pub fn print(context: &Context<'_>, args: &ForgetArgs, judged: &Judged) {
         ("BECAUSE", Align::Left),
     ]);
     for verdict in verdicts.iter().filter(shown) {
+        let reasons: Vec<_> = verdict.reasons.iter().map(ToString::to_string).collect();
         table.row(vec![
-            verdict.action.to_owned(),
+            verdict.action.to_string(),
             verdict.backup.clone(),
-            verdict.reasons.join(", "),
+            reasons.join(", "),
         ]);
     }
-    let count = |action| verdicts.iter().filter(|verdict| verdict.action == action).count() as u64;
-    let (forget, keep) = (count(FORGET), count(KEEP));
+    let (forget, keep) = (judged.count(Action::Forget), judged.count(Action::Keep));
     if (dry_run || forget > 0) && !context.quiet() {
         context.print(table);
     }
@@ -38,7 +38,7 @@ pub fn print(context: &Context<'_>, args: &ForgetArgs, judged: &Judged) {
         .map(|zone| format!("; days begin at midnight in {zone}"));
     context.say(format_args!(
         "{} {would}, {keep} kept{}",
-        units::count(forget, "backup"),
+        units::count(forget as u64, "backup"),
         zone.unwrap_or_default()
     ));
     for backup in &judged.protected {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use vbk::retention::Reason;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::name::GuestName;
 use vbk_repo::state::States;
 
-use super::{FORGET, Judged, KEEP, Verdict, check_notes};
+use super::{Action, Judged, Said, Verdict, Why, check_notes};
 use crate::exit::Result;
 
 /// Judges all backups of these guests. Protected ones stay.
@@ -25,17 +26,18 @@ pub fn judge(catalogue: &Catalogue, states: &States, guests: &[GuestName]) -> Re
         if unreadable.is_empty() {
             catalogue.check_guest(guest)?;
         }
-        let readable = catalogue.of(guest).map(|entry| (entry.backup.spec(), ""));
-        let unreadable = unreadable
-            .into_iter()
-            .map(|backup| (backup.clone(), ", its record is damaged"));
+        let readable = catalogue.of(guest).map(|entry| (entry.backup.spec(), false));
+        let unreadable = unreadable.into_iter().map(|backup| (backup.clone(), true));
         let mut protected = Vec::new();
-        for (backup, fault) in readable.chain(unreadable) {
+        for (backup, damaged_record) in readable.chain(unreadable) {
             let (action, reason) = match states.noted(&backup).protected {
-                true => (KEEP, "protected".to_owned()),
-                false => (FORGET, format!("all of {guest}{fault}")),
+                true => (Action::Keep, Why::Rule(Reason::Protected)),
+                false => {
+                    let guest = guest.to_string();
+                    (Action::Forget, Why::Said(Said::WholeGuest { guest, damaged_record }))
+                }
             };
-            if action == KEEP {
+            if action == Action::Keep {
                 protected.push(backup.clone());
             }
             judged.verdicts.push(Verdict {

@@ -111,3 +111,35 @@ fn a_writer_that_waits_goes_first_and_the_prune_continues_after_it() {
         turn => panic!("{turn:?}"),
     }
 }
+
+#[test]
+fn what_a_forget_would_leave_unused_is_what_it_leaves() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("repo");
+    let repository = Repository::create(&path, &CreateOptions::plain(BlockSize::MIN)).expect("creates");
+    let mut manager = repository.manager("test", &mut |_| true).expect("opens");
+    let cancel = AtomicBool::new(false);
+    let first = add(&manager, "2026-11-20T00-00-00Z", 1);
+    let second = add(&manager, "2026-11-21T00-00-00Z", 2);
+    let count = |forgotten: &[&String]| {
+        let forgotten = forgotten.iter().map(|backup| (*backup).clone()).collect();
+        let view = repository.view().expect("a view");
+        let would = repository.would_prune(&view, &forgotten, ALL, 2, &cancel);
+        would.expect("counts").pruned
+    };
+    let (none, one, both) = (count(&[]), count(&[&first]), count(&[&first, &second]));
+    assert_eq!((none.backups, one.backups, both.backups), (2, 1, 0));
+    assert_eq!((none.swept.unused_blocks, both.swept.live_blocks), (0, 0));
+    assert!(one.swept.live_blocks > 0, "{one:?}");
+    // It was only counted.
+    assert_eq!(count(&[]).swept, none.swept);
+    manager.amend(&[first], &[]).expect("forgets");
+    assert_eq!(count(&[]).swept, one.swept);
+    let pruned = manager.prune(ALL, 2, &cancel, &|_| {}).expect("prunes");
+    // Nodes of manifests are not counted before.
+    let expected = Swept {
+        removed_nodes: pruned.swept.removed_nodes,
+        ..one.swept
+    };
+    assert_eq!(pruned.swept, expected);
+}
