@@ -1,5 +1,6 @@
 //! A mounted tree, from the mount until the kernel releases it.
 
+use std::io;
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -126,6 +127,13 @@ impl Session {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Ends the mount with this device number ([`crate::volumes::device_at`]), also one that is detached already: programs that still
+/// have files of it open get errors from then on. [`Session::wait`] returns. Needs the kernel's control file system for FUSE
+/// (`Documentation/filesystems/fuse.rst`), which systemd mounts.
+pub fn abort((_, number): (u32, u32)) -> io::Result<()> {
+    std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1")
 }
 
 /// Makes the kernel read ahead by [`READ_AHEAD_KIB`] in the files of a mount. Only root may, and needs a writable sysfs:

@@ -199,6 +199,9 @@ fn back_up(
         is_all: args.all,
     };
     let Results { mut done, warnings } = workers.run(planned, jobs)?;
+    let failed = done.iter().filter(|done| done.result.is_err()).count();
+    let guests = units::count(done.len() as u64, "guest");
+    notifier.status(&format!("{} of {guests} backed up", done.len() - failed));
     notifier.stopping();
     if args.all {
         queue.remember(&done);

@@ -4,14 +4,16 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use vbk_fuse::contents;
 use vbk_fuse::files::{self, FilesOptions, FilesPlan};
 use vbk_fuse::scratch::{self, NewName, ScratchFile};
-use vbk_fuse::session::{Session, SessionOptions};
+use vbk_fuse::session::{self, Session, SessionOptions};
 use vbk_fuse::tree::{ImageFs, TreeOptions};
 use vbk_fuse::volumes::{self, Access, WhenBusy};
 use vbk_fuse::{Fsid, Way};
@@ -44,6 +46,9 @@ use report::{Report, VolumeJson, tell};
 const SCRATCH_DIRECTORY: &str = "/var/tmp";
 /// Largest number of threads. More than processors, because requests that wait for a disk leave those idle.
 const MAX_THREADS: usize = 8;
+/// Time for which programs keep the files that they have open when a signal ends a read-only mount in the foreground. A unit of
+/// systemd must stop in time.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Mounts, and serves in the background or until it is unmounted.
 pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
@@ -215,11 +220,12 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     }
     // The tree changes its view for newer ones, and its backups.
     drop(catalogue);
-    let watcher = take_down_on_signal(signals, move || {
-        let shown = volumes::files_mounted_from(&point).ok().flatten();
-        umount_elsewhere(shown.as_deref().unwrap_or(&point));
+    let is_limited = args.foreground && !is_writable;
+    let shown_at = point.clone();
+    let watcher = serve_until_gone(&session, signals, &point, is_limited, move || {
+        let shown = volumes::files_mounted_from(&shown_at).ok().flatten();
+        umount_elsewhere(shown.as_deref().unwrap_or(&shown_at));
     })?;
-    session.wait();
     notifier.iter().for_each(|notifier| notifier.stopping());
     let finished = tree.finish();
     let written_bytes = tree.written_bytes();
@@ -251,6 +257,45 @@ fn umount_elsewhere(point: &Path) {
         && let Err(error) = umount(&["--lazy"])
     {
         tracing::error!("can't run `vbk umount {}`: {error}", point.display());
+    }
+}
+
+/// Serves a mount until it is gone, whoever takes it down. After a signal `take_down` does; if `is_limited`, programs that still use
+/// it by then have [`GRACE`].
+fn serve_until_gone(
+    session: &Session,
+    signals: Signals,
+    point: &Path,
+    is_limited: bool,
+    take_down: impl FnOnce() + Send + 'static,
+) -> Result<Watcher> {
+    let point = volumes::mount_point(point)?;
+    // After it was detached, only its number is left.
+    let device = volumes::device_at(&point)?.filter(|_| is_limited);
+    let (serving, served) = channel();
+    let watcher = take_down_on_signal(signals, move || {
+        take_down();
+        if let Some(device) = device {
+            end_in_time(&point, device, &served);
+        }
+    })?;
+    session.wait();
+    drop(serving);
+    Ok(watcher)
+}
+
+/// Ends a mount that was taken down but is still in use after [`GRACE`]. `served` closes when it has ended by itself.
+fn end_in_time(point: &Path, device: (u32, u32), served: &Receiver<()>) {
+    if served.recv_timeout(GRACE) != Err(RecvTimeoutError::Timeout) {
+        return;
+    }
+    let point = point.display();
+    tracing::warn!(
+        "{point} is still in use {} s after it was detached: open files fail from now on",
+        GRACE.as_secs()
+    );
+    if let Err(error) = session::abort(device) {
+        tracing::error!("can't end the mount at {point}: {error}");
     }
 }
 

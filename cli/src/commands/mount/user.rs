@@ -14,7 +14,7 @@ use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::ReadResources;
 
 use super::report::{Report, VolumeJson};
-use super::{MAX_THREADS, absolute, catch_signals, daemon, handover, take_down_on_signal, umount_elsewhere};
+use super::{MAX_THREADS, absolute, catch_signals, daemon, handover, serve_until_gone, umount_elsewhere};
 use crate::args::MountArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
@@ -89,8 +89,10 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
     }
     let notifier = args.foreground.then(Notifier::from_environment);
     notifier.iter().for_each(|notifier| notifier.ready());
-    let watcher = take_down_on_signal(signals, move || umount_elsewhere(&point))?;
-    session.wait();
+    let shown_at = point.clone();
+    let watcher = serve_until_gone(&session, signals, &point, args.foreground, move || {
+        umount_elsewhere(&shown_at);
+    })?;
     notifier.iter().for_each(|notifier| notifier.stopping());
     record.end(context, 0, Ok::<_, Error>(()))?;
     watcher.end();
