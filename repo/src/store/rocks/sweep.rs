@@ -409,7 +409,7 @@ impl Sweep<'_> {
 
 /// Keys of the rows of a range of sequence numbers.
 pub(super) fn keys(sequences: &Range<u64>) -> Keys {
-    part_key(sequences.start, 0)..=part_key(sequences.end, 0)
+    part_key(sequences.start, 0)..=part_key(sequences.end - 1, usize::from(u16::MAX))
 }
 
 #[cfg(test)]

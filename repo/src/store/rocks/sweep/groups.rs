@@ -37,8 +37,12 @@ impl Sweep<'_> {
     ) -> Result<()> {
         // Before the removal: RocksDB may compact that by itself.
         let garbage_before = garbage_bytes(&self.store.reader)?;
-        self.remove(group)?;
-        drop_removed(self.store, &keys(&self.sequences(group)))?;
+        // One by one: a compaction of several windows writes tables that reach over them, and what is moved later is whole tables.
+        for number in group.clone() {
+            let window = self.sequences(&(number..number + 1));
+            self.remove(&window)?;
+            drop_removed(self.store, &keys(&window))?;
+        }
         let grew = garbage_bytes(&self.store.reader)? > garbage_before;
         let must_move = moves_live && (grew || group.clone().any(|number| self.left_over.contains(&number)));
         self.count_removed(group.clone());
@@ -101,13 +105,13 @@ impl Sweep<'_> {
     }
 
     /// Removes the rows of all blocks that are not live, adjacent ones with one deletion, and writes that to tables.
-    pub(super) fn remove(&self, group: &Range<u64>) -> Result<()> {
+    pub(super) fn remove(&self, sequences: &Range<u64>) -> Result<()> {
         let blocks = self.store.reader.family("blocks");
         // A table with these removals and with the pages of a running backup would reach from here to the end of the store, and
         // a compaction takes whole tables.
         let _no_puts = self.store.gate.write();
         flush_blocks(self.store)?;
-        for runs in self.unused(&self.sequences(group)).chunks(BATCH_ROWS) {
+        for runs in self.unused(sequences).chunks(BATCH_ROWS) {
             let mut batch = WriteBatch::default();
             for run in runs {
                 batch.delete_range_cf(blocks, part_key(run.start, 0), part_key(run.end, 0));

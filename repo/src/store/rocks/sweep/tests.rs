@@ -227,7 +227,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
                 .expect("removes");
         }
         if steps > 2 {
-            sweep.remove(&(0..5)).expect("removes");
+            sweep.remove(&range).expect("removes");
         }
         let copy = fixture.crashed_copy();
         if steps > 1 {
