@@ -122,7 +122,7 @@ fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
     } else if let Some(path) = &args.new_passphrase_file {
         unlock::passphrase_file(path)?
     } else {
-        unlock::ask_new()?
+        unlock::ask_new("--new-passphrase-file FILE, --new-key-file FILE or --recovery")?
     };
     let name = args.name.clone().unwrap_or_else(|| name_of(way.kind()).to_owned());
     repository.add_key(&name, &way, PassphraseCost::default())?;
