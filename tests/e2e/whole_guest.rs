@@ -214,7 +214,7 @@ fn kept_files_are_shown_and_mounted() {
         .code(1)
         .says(&["config.xml, vars"]);
     let large = lab.path("large");
-    write_noise(&large, 1, 16 * MIB + 1);
+    write_noise(&large, 1, 16 * MIB + 512);
     lab.run(args!["backup", "web1", large, "--attach", "config.xml=large"])
         .code(2)
         .says(&["16 MiB"]);
