@@ -20,6 +20,7 @@ mod files;
 mod gone;
 pub mod guest;
 mod hinted;
+mod losses;
 mod new;
 mod plan;
 mod previous;

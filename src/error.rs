@@ -104,7 +104,11 @@ pub enum Error {
         format: &'static str,
     },
     /// The target is smaller than the image.
-    #[error("{path} has {have_bytes} bytes, the disk has {need_bytes}; nothing was written")]
+    #[error(
+        "{path} has {} ({have_bytes} bytes), the disk has {} ({need_bytes} bytes); nothing was written",
+        size(*.have_bytes),
+        size(*.need_bytes)
+    )]
     TargetTooSmall {
         /// The target.
         path: PathBuf,
@@ -188,6 +192,17 @@ pub enum Error {
         /// Way to back up the disk inside it.
         remedy: String,
     },
+    /// A file has a size that no disk has.
+    #[error(
+        "{path} has {size_bytes} bytes, which is not a multiple of 512: a raw disk consists of whole sectors. See that it is the \
+         right file and complete, or insist with --raw (in the configuration `raw = true`)"
+    )]
+    NoSectors {
+        /// Path of the file.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+    },
     /// The system refused to start another thread.
     #[error("can't start a thread: {0}; a limit of processes, threads or memory was reached")]
     Thread(std::io::Error),
@@ -261,6 +276,7 @@ impl Error {
             | Self::TargetTooSmall { .. }
             | Self::ForeignLink { .. }
             | Self::Container { .. }
+            | Self::NoSectors { .. }
             | Self::DanglingLink(_) => ErrorKind::Invalid,
             Self::ReadSource { .. }
             | Self::SourceChanged { .. }

@@ -16,6 +16,8 @@
 //!    slow clock stays at least as long as a rule keeps one with a later time, and is not counted for that.
 //! 6. A policy without rules forgets nothing.
 
+pub mod disks;
+
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fmt;

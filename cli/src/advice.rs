@@ -109,6 +109,9 @@ fn tip(line: &Line<'_>, is_disk: &dyn Fn(&Path) -> bool) -> Option<String> {
                 line::quoted(backup)
             )
         }
+        (["forget"], [guest]) if line.has_option("--all") && is_guest(guest) => {
+            format!("for all backups of a guest: `vbk forget --guest {guest} --all`")
+        }
         ([command], words) => latest_tip(line, command, words, is_disk)?,
         _ => return None,
     };
@@ -135,6 +138,8 @@ fn backup_tip(line: &Line<'_>, disk: &str, rest: &[&str], is_disk: &dyn Fn(&Path
 /// A guest where one of its backups is wanted.
 fn latest_tip(line: &Line<'_>, command: &str, words: &[&str], is_disk: &dyn Fn(&Path) -> bool) -> Option<String> {
     let backups = match (command, words.len()) {
+        // One backup alone is no better than the guest.
+        ("diff", 1) => 0,
         ("show" | "diff" | "boot" | "rehearse" | "protect" | "unprotect" | "ls" | "cat" | "verify", count) => count,
         ("cp", count) => count.saturating_sub(1),
         ("restore", _) => 1,
@@ -240,6 +245,7 @@ mod tests {
             ("vbk find *.conf web1", "vbk find web1 '*.conf'"),
             ("vbk cp -r . web1@latest:/etc", "vbk cp -r web1@latest:/etc ."),
             ("vbk list web1@latest", "vbk show web1@latest"),
+            ("vbk forget web1 --all", "vbk forget --guest web1 --all"),
         ] {
             let tip = tip_of(typed).unwrap_or_else(|| panic!("no tip for {typed}"));
             assert!(tip.contains(&format!("`{meant}`")), "{typed}: {tip}");
@@ -291,6 +297,9 @@ mod tests {
             "vbk show web1@latest",
             "vbk show -r web1",
             "vbk umount web1",
+            "vbk diff web1",
+            "vbk forget web1",
+            "vbk forget --all",
         ] {
             assert_eq!(tip_of(typed), None, "{typed}");
         }

@@ -225,7 +225,7 @@ pub struct Global {
     #[arg(long, short, global = true)]
     pub quiet: bool,
 
-    /// Log more; given twice, log everything
+    /// Log more; given twice, log everything but the options of the store; given three times, also those
     #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
 }

@@ -329,18 +329,7 @@ impl Error {
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
             // The server says what is denied, and it is no file of this machine.
-            ErrorKind::Denied
-                if matches!(
-                    self,
-                    Self::Repository(vbk_repo::Error::Remote { .. })
-                        | Self::Other {
-                            source: vbk_repo::Error::Remote { .. },
-                            ..
-                        }
-                ) =>
-            {
-                None
-            }
+            ErrorKind::Denied if self.is_of_server() => None,
             ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
                 "access was denied even to root: check the attributes of the file (`lsattr`), AppArmor or SELinux rules, the \
                  capabilities of the container, and whether a network file system refuses root (root_squash)",
@@ -383,6 +372,39 @@ impl Error {
             | ErrorKind::Unsupported
             | ErrorKind::Interrupted => None,
         }
+    }
+
+    /// Returns whether a server, or the way to it, is the cause.
+    fn is_of_server(&self) -> bool {
+        let is_remote = |error: &vbk_repo::Error| matches!(error, vbk_repo::Error::Remote { .. });
+        // A transparent error is not among its own sources.
+        let own = match self {
+            Self::Repository(error)
+            | Self::Unopened(error)
+            | Self::Other { source: error, .. }
+            | Self::Engine(vbk::Error::Repository(error))
+            | Self::Mount(vbk_fuse::Error::Repository(error)) => Some(error),
+            _ => None,
+        };
+        if own.is_some_and(is_remote) {
+            return true;
+        }
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            if error.downcast_ref::<vbk_repo::Error>().is_some_and(is_remote) {
+                return true;
+            }
+            let io = match error.downcast_ref::<vbk_inside::Error>() {
+                Some(vbk_inside::Error::Io(io)) => Some(io),
+                _ => error.downcast_ref::<std::io::Error>(),
+            };
+            // The same goes for what an I/O error wraps.
+            source = match io.and_then(std::io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
+        }
+        false
     }
 
     /// Returns whether the system refused a file for its size (`EFBIG`).
@@ -456,6 +478,38 @@ mod tests {
         }
         let json = Error::Usage("a \"b\"\nc".into()).json();
         assert_eq!(json, r#"{"error":{"hint":null,"kind":"usage","message":"a \"b\"\nc"}}"#);
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_no_damage_and_no_matter_of_this_machine() {
+        let refused = || vbk_repo::Error::Remote {
+            kind: ErrorKind::Denied,
+            message: "the server lets this client add backups and not read them".into(),
+        };
+        let io = || std::io::Error::other(refused());
+        let image = || "web1@2026-11-20T00-00-00Z/vda".to_owned();
+        for error in [
+            Error::Repository(refused()),
+            Error::Engine(refused().into()),
+            Error::Engine(vbk::Error::ReadImage {
+                image: image(),
+                offset_bytes: 0,
+                source: refused(),
+            }),
+            Error::Mount(vbk_fuse::Error::Inspect {
+                image: image(),
+                source: io(),
+            }),
+            Error::Inside {
+                what: image(),
+                source: io().into(),
+            },
+        ] {
+            assert_eq!((error.word(), error.exit_code()), ("denied", 1), "{error:?}");
+            assert!(!error.message().contains("hint"), "{}", error.message());
+        }
+        let local = Error::io("write /srv/x")(Io::PermissionDenied.into());
+        assert!(local.message().contains("hint"), "{}", local.message());
     }
 
     #[test]

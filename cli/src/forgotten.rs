@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use vbk_repo::backup::Entry;
 use vbk_repo::block::Hashing;
+use vbk_repo::state::States;
 use vbk_repo::store::Forgotten;
 
 use crate::listing::disk_names;
@@ -16,6 +17,8 @@ pub struct Binned {
     pub entry: Entry,
     /// Its record, and the times.
     pub forgotten: Forgotten,
+    /// Words of the administrator about it.
+    pub note: Option<String>,
 }
 
 /// JSON of one.
@@ -26,6 +29,7 @@ pub struct BinnedJson<'a> {
     guest: &'a str,
     time: Timestamp,
     size_bytes: u64,
+    note: Option<&'a str>,
     forgotten: Timestamp,
     /// Before that no prune removes it.
     kept_until: Timestamp,
@@ -40,6 +44,7 @@ impl<'a> From<&'a Binned> for BinnedJson<'a> {
             guest: backup.guest.as_str(),
             time: backup.time.timestamp(),
             size_bytes: backup.size_bytes(),
+            note: binned.note.as_deref(),
             forgotten: binned.forgotten.removed,
             kept_until: binned.forgotten.kept_until,
         }
@@ -47,11 +52,15 @@ impl<'a> From<&'a Binned> for BinnedJson<'a> {
 }
 
 /// Returns the backups in the bin that can be read, and logs the others.
-pub fn decoded(hashing: Hashing, forgotten: Vec<Forgotten>) -> Vec<Binned> {
+pub fn decoded(hashing: Hashing, forgotten: Vec<Forgotten>, states: &States) -> Vec<Binned> {
     let decode = |forgotten: Forgotten| {
         let record = &forgotten.record;
         match Entry::decode(hashing, &record.key, &record.bytes) {
-            Ok(entry) => Some(Binned { entry, forgotten }),
+            Ok(entry) => Some(Binned {
+                note: states.of_forgotten(&entry).note,
+                entry,
+                forgotten,
+            }),
             Err(error) => {
                 tracing::warn!("in the bin, and can't be brought back: {error}");
                 None
@@ -62,8 +71,8 @@ pub fn decoded(hashing: Hashing, forgotten: Vec<Forgotten>) -> Vec<Binned> {
 }
 
 /// Table of backups in the bin.
-pub fn table<'a>(all: impl IntoIterator<Item = &'a Binned>) -> Table {
-    let mut table = Table::new(&[
+pub fn table(all: &[Binned]) -> Table {
+    let mut columns = vec![
         ("GUEST", Align::Left),
         ("TIME", Align::Left),
         ("DISKS", Align::Left),
@@ -71,10 +80,15 @@ pub fn table<'a>(all: impl IntoIterator<Item = &'a Binned>) -> Table {
         ("ID", Align::Left),
         ("FORGOTTEN", Align::Left),
         ("STAYS UNTIL", Align::Left),
-    ]);
-    for Binned { entry, forgotten } in all {
+    ];
+    let has_notes = all.iter().any(|binned| binned.note.is_some());
+    if has_notes {
+        columns.push(("NOTE", Align::Left));
+    }
+    let mut table = Table::new(&columns);
+    for Binned { entry, forgotten, note } in all {
         let backup = &entry.backup;
-        table.row(vec![
+        let mut row = vec![
             backup.guest.to_string(),
             backup.time.to_string(),
             disk_names(entry).join(","),
@@ -85,7 +99,11 @@ pub fn table<'a>(all: impl IntoIterator<Item = &'a Binned>) -> Table {
                 true => format!("{} or longer", units::time(forgotten.kept_until)),
                 false => "the next prune".to_owned(),
             },
-        ]);
+        ];
+        if has_notes {
+            row.push(note.clone().unwrap_or_default());
+        }
+        table.row(row);
     }
     table
 }

@@ -66,7 +66,7 @@ pub fn ways_of_new(context: &Context<'_>, repository: &Path, recovery: bool) -> 
         Some(path) => key_file(path)?,
         None => match context.given_key(repository)? {
             Some(way) => way,
-            None => unlock::ask_new()?,
+            None => unlock::ask_new("--passphrase-file FILE or --key-file FILE")?,
         },
     };
     if way.kind() == SlotKind::Recovery {

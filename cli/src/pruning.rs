@@ -17,6 +17,9 @@ use crate::terminal::units;
 
 pub use vbk_repo::repository::directory::lock::PRUNE;
 
+/// The most that the store gives back by closing its log.
+const LOG_BYTES: u64 = 16 << 20;
+
 /// JSON of a prune, or of one that was only counted.
 #[derive(Serialize)]
 pub struct Report {
@@ -190,10 +193,14 @@ fn report(context: &Context<'_>, task: &Task<'_>, pruned: &Pruned, clock: Instan
             units::size(left)
         ));
     } else {
+        // The store's own log may have become shorter meanwhile, which is nothing that was given back.
+        let gained = match swept.removed_blocks == 0 && freed < LOG_BYTES {
+            true => "nothing freed".to_owned(),
+            false => format!("{} freed", units::size(freed)),
+        };
         context.say(format_args!(
-            "{removed} removed, {} unused left; {} freed in {}, the repository takes {}",
+            "{removed} removed, {} unused left; {gained} in {}, the repository takes {}",
             units::size(left),
-            units::size(freed),
             units::duration(clock.elapsed()),
             units::size(pruned.used_after_bytes),
         ));

@@ -135,12 +135,12 @@ fn from_text(text: Zeroizing<String>) -> Unlock {
     }
 }
 
-/// Asks twice for a new passphrase.
-pub fn ask_new() -> Result<Unlock> {
+/// Asks twice for a new passphrase. `instead` are the options that give a new key without a question.
+pub fn ask_new(instead: &str) -> Result<Unlock> {
     if !std::io::stderr().is_terminal() {
-        return Err(Error::Usage(
-            "can't ask for a passphrase without a terminal; use --passphrase-file FILE or --key-file FILE".into(),
-        ));
+        return Err(Error::Usage(format!(
+            "can't ask for a passphrase without a terminal; use {instead}"
+        )));
     }
     keep_out_of_core_files();
     let first = ask("New passphrase: ")?;

@@ -61,7 +61,13 @@ impl Error {
             Self::Fuse { source, .. } | Self::Runtime { source, .. } | Self::Scratch { source, .. } => {
                 ErrorKind::of_io(source)
             }
-            Self::Inspect { .. } => ErrorKind::Corrupt,
+            // What a server refuses or can't be asked for is no damage.
+            Self::Inspect { source, .. } => {
+                let below = source
+                    .get_ref()
+                    .and_then(|error| error.downcast_ref::<vbk_repo::Error>());
+                below.map_or(ErrorKind::Corrupt, vbk_repo::Error::kind)
+            }
         }
     }
 }

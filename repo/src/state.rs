@@ -4,14 +4,15 @@
 //! | note | JSON |
 //! |---|---|
 //! | `backup/GUEST@TIME` | [`State`] |
+//! | `backup/GUEST@TIME/ID` | [`State`] of a backup in the bin, as it was when the backup was forgotten |
 //! | `rotation` | [`Rotation`] |
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::backup::Backup;
+use crate::backup::{Backup, Entry};
 use crate::error::Result;
 use crate::id::BackupId;
 use crate::store::{Note, StoreReader};
@@ -101,6 +102,8 @@ pub enum Attempt {
 #[derive(Debug, Clone, Default)]
 pub struct States {
     backups: HashMap<String, State>,
+    /// Of backups in the bin, by `GUEST@TIME/ID`.
+    forgotten: HashMap<String, State>,
     unread: BTreeSet<String>,
     strays: Vec<String>,
     /// Progress of a verification in parts.
@@ -173,6 +176,10 @@ impl States {
             if name == ROTATION {
                 // An unreadable rotation counts as empty: no part was ever verified, and all are due.
                 states.rotation = serde_json::from_slice(&value).unwrap_or_default();
+            } else if let Some(key) = name.strip_prefix(BACKUP).filter(|key| key.contains('/')) {
+                // An unreadable one is lost, and protects nothing: no rule forgets what is in the bin.
+                let state = serde_json::from_slice(&value).unwrap_or_default();
+                states.forgotten.insert(key.to_owned(), state);
             } else if let Some(key) = name.strip_prefix(BACKUP) {
                 match serde_json::from_slice(&value) {
                     Ok(state) => drop(states.backups.insert(key.to_owned(), state)),
@@ -225,6 +232,18 @@ impl States {
         self.backups.get(key).cloned().unwrap_or(unread)
     }
 
+    /// Returns the state that a backup in the bin had when it was forgotten.
+    pub fn of_forgotten(&self, entry: &Entry) -> State {
+        self.forgotten.get(&forgotten_key(entry)).cloned().unwrap_or_default()
+    }
+
+    /// Returns notes that remove the states of backups that are not in the bin.
+    pub fn notes_without_all_but(&self, bin: &[Entry]) -> Vec<Note> {
+        let kept: HashSet<String> = bin.iter().map(forgotten_key).collect();
+        let gone = self.forgotten.keys().filter(|key| !kept.contains(*key));
+        gone.map(|key| note_of(key, State::default())).collect()
+    }
+
     /// Returns whether the note for `GUEST@TIME` exists but can't be read. Setting the state again repairs it.
     pub fn is_unread(&self, key: &str) -> bool {
         self.unread.contains(key)
@@ -251,6 +270,17 @@ pub fn note_of(key: &str, state: State) -> Note {
         name: format!("{BACKUP}{key}"),
         value: (state != State::default()).then(text),
     }
+}
+
+/// Returns the note that keeps the state of a backup that is forgotten, for the time when it is brought back.
+pub fn note_of_forgotten(entry: &Entry, state: State) -> Note {
+    let key = forgotten_key(entry);
+    note_of(&key, State { arrived: None, ..state })
+}
+
+/// Another backup of the same name may be in the bin, so the id belongs to the key.
+fn forgotten_key(entry: &Entry) -> String {
+    format!("{}/{}", entry.backup.spec(), entry.id)
 }
 
 /// Returns the note that removes one of [`States::strays`].
@@ -309,6 +339,36 @@ mod tests {
             .expect("notes");
         assert_eq!(store.notes().expect("lists"), []);
         assert_eq!(States::load(&store).expect("loads").of(&backup), State::default());
+    }
+
+    #[test]
+    fn the_state_of_a_forgotten_backup_is_kept_apart_until_the_bin_does_not_have_it() {
+        let store = MemoryStore::new(SMALL);
+        let made = |number: u8| Entry {
+            id: BackupId([number; 32]),
+            backup: backup("web1", "2026-11-20T05-54-00Z", Vec::new()).into(),
+        };
+        let (first, second) = (made(1), made(2));
+        let state = State {
+            note: Some("keep for audit".into()),
+            arrived: Some(7),
+            ..State::default()
+        };
+        store.amend(&[], &[note_of_forgotten(&first, state)]).expect("notes");
+        let states = States::load(&store).expect("loads");
+        assert_eq!(states.of_forgotten(&first).note.as_deref(), Some("keep for audit"));
+        assert_eq!(
+            states.of_forgotten(&first).arrived,
+            None,
+            "it arrives when it is brought back"
+        );
+        assert_eq!(states.of_forgotten(&second), State::default());
+        assert_eq!(states.of(&first.backup), State::default());
+        assert_eq!(states.notes_without_all_but(&[second.clone(), first]), []);
+        store
+            .amend(&[], &states.notes_without_all_but(&[second]))
+            .expect("notes");
+        assert_eq!(store.notes().expect("lists"), []);
     }
 
     #[test]

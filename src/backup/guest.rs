@@ -28,7 +28,7 @@ use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
 use vbk_repo::repository::Writer;
 
-use crate::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
+use crate::backup::{BackupPlan, BackupSummary, DiskPlan, backup, losses};
 use crate::disk::buffer::Buffers;
 use crate::disk::source;
 use crate::error::{Error, Result};
@@ -42,8 +42,7 @@ use crate::host::program::Programs;
 use crate::host::run::Run;
 use crate::limit::{GuestDisk, LimitOptions, Limiter};
 use crate::observer::{Event, Observer};
-use crate::snapshot::{self, Directories, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
-use crate::text::size;
+use crate::snapshot::{self, Directories, SnapshotError, SnapshotOptions, Snapshots};
 
 /// Files that are stored with a backup.
 type Files = Vec<(DiskName, Vec<u8>)>;
@@ -246,6 +245,9 @@ pub fn back_up_guest(
         observer.event(Event::Peak { name, fill });
     }
     if let Ok(made) = &result {
+        for warning in losses::emptied(entries.last(), &made.entry.backup) {
+            observer.event(Event::Warning(&warning));
+        }
         bases::replace(&host.programs, &mut reading.snapshots, &wish, &made.entry, &**observer);
     }
     if let Err(error) = reading.snapshots.remove() {
@@ -318,8 +320,11 @@ fn hold(
         observer.event(Event::Warning(&suspended));
     }
     let files = describe(plan, &planned).into_iter().collect();
-    for note in shrunk(entries.last(), planned.disks()) {
-        observer.event(Event::Note(&note));
+    let names = plan.disks.iter().map(|disk| &disk.name);
+    let mut lost = losses::missing(entries.last(), names);
+    lost.extend(losses::shrunk(entries.last(), planned.disks()));
+    for warning in &lost {
+        observer.event(Event::Warning(warning));
     }
     let ((made, at), consistency) =
         with_guest_at_rest(&host.programs, &plan.freeze, host.run.runtime_dir(), observer, || {
@@ -339,23 +344,6 @@ fn describe(plan: &GuestPlan, planned: &snapshot::Plan) -> Option<(DiskName, Vec
     let given = plan.files.iter().any(|(name, _)| name.as_str() == files::DISKS_NAME);
     let has_volumes = planned.disks().iter().any(|planned| planned.disk.volume.is_some());
     (has_volumes && !given).then(|| Disks::of_plan(planned.disks()).to_file())
-}
-
-/// Returns warnings for disks that are smaller than before: disks seldom shrink, but a name may have been mistyped.
-fn shrunk(latest: Option<&Entry>, planned: &[PlannedDisk]) -> Vec<String> {
-    let smaller = planned.iter().filter_map(|PlannedDisk { disk, .. }| {
-        let before = latest?.backup.image(disk.name.as_str()).ok()?;
-        (disk.size_bytes < before.size_bytes).then(|| {
-            format!(
-                "disk {} ({}) has {}, but had {} in the latest backup: does it belong to another guest?",
-                disk.name,
-                disk.source.display(),
-                size(disk.size_bytes),
-                size(before.size_bytes)
-            )
-        })
-    });
-    smaller.collect()
 }
 
 /// Returns the peak use of each disk's thick snapshot in the last backups.

@@ -85,7 +85,7 @@ fn an_invalid_backup_name_is_refused_with_the_syntax() {
 fn a_directory_that_is_not_a_repository_is_named() {
     let lab = Lab::without_repo();
     let (dir, file) = (lab.subdir("just a directory"), lab.path("file"));
-    fs::write(&file, "x").expect("writes");
+    fs::write(&file, [b'x'; 512]).expect("writes");
     for place in [&dir, &file, &lab.path("nowhere")] {
         for command in [args!["list"], args!["verify"], args!["backup", "web1", file]] {
             let mut all = args!["--repo", place];

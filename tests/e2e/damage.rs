@@ -237,7 +237,7 @@ fn copy_repository(from: &Path, to: &Path) {
 fn every_file(harm: impl Fn(&File, u64)) {
     let lab = Lab::new();
     for (seed, guest) in [(1, "one"), (2, "two")] {
-        write_noise(&lab.path(guest), seed, 3 * MIB + 100);
+        write_noise(&lab.path(guest), seed, 3 * MIB + 512);
         lab.ok(args!["backup", guest, lab.path(guest), "--compression", "none"]);
     }
     assert!(assert_no_wrong_bytes(&lab, "untouched"));

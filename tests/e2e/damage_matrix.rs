@@ -35,7 +35,7 @@ impl Matrix {
             images: Vec::new(),
         };
         let disk = |name: &str| matrix.lab.path(name);
-        write_noise(&disk("monday"), 1, 700 * KIB + 100);
+        write_noise(&disk("monday"), 1, 700 * KIB + 512);
         copy_sparse(&disk("monday"), &disk("tuesday"));
         write_at(&disk("tuesday"), 130 * KIB, &noise_bytes(2, 70 * KIB));
         write_noise(&disk("db"), 3, 500 * KIB);

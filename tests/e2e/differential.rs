@@ -16,7 +16,7 @@ use crate::support::lab::{Lab, names_in, str_of, u64_of};
 use crate::support::tools::{tool, wait_until};
 
 /// 40 MiB and a bit: 16 MiB of noise, a hole, and noise at the end.
-const SIZE: u64 = 40 * MIB + 777;
+const SIZE: u64 = 40 * MIB + 1536;
 
 fn make_disk(path: &Path) {
     write_noise(path, 1, 16 * MIB);

@@ -209,7 +209,7 @@ fn a_repository_of_a_newer_format_is_refused_by_every_command() {
         let number = format(&text).expect("a format");
         fs::write(&marker, text.replace(&format!("format: {number}"), "format: 4000000")).expect("writes");
         let (dir, disk) = (golden.lab.subdir("dir"), golden.lab.path("disk"));
-        fs::write(&disk, "x").expect("writes");
+        fs::write(&disk, [0; 512]).expect("writes");
         for args in [
             args!["list"],
             args!["show", "web@latest"],

@@ -349,7 +349,7 @@ impl<'a> Driver<'a> {
                 let disk = self.lab.path("disk.img");
                 guest.content.write(&disk);
                 let compression = self.dice.pick::<&str>(&["1", "3", "none"]);
-                args!["backup", guest.name, disk, "--compression", compression]
+                args!["backup", guest.name, disk, "--raw", "--compression", compression]
             }
             Operation::ForgetNamed { ids } => {
                 let names = ids.iter().map(|id| name_of(id).into());

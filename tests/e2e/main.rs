@@ -38,6 +38,7 @@ mod killed_mounts;
 mod kills;
 mod layouts;
 mod lists;
+mod lost_disks;
 mod main_job;
 mod manual;
 mod many;

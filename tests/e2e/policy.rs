@@ -25,6 +25,13 @@ fn a_forgotten_backup_comes_back_until_it_is_pruned() {
     assert_eq!(str_of(&bin["backups"][0], "backup"), first);
     assert!(lab.ok(args!["list", "--forgotten"]).contains("the next prune"));
     lab.run(args!["unforget", "web2"]).code(2).says(&["not in the bin"]);
+    let part = first.split_once('T').expect("a time").0;
+    lab.run(args!["unforget", part]).code(2).says(&[
+        part,
+        "only a part of a backup's name",
+        &first,
+        "Nothing was brought back",
+    ]);
     lab.ok(args!["unforget", first]);
     assert_eq!(lab.listed(), [first.clone(), second.clone()]);
     lab.ok(args!["verify"]);
@@ -41,6 +48,41 @@ fn a_forgotten_backup_comes_back_until_it_is_pruned() {
     assert!(u64_of(&lab.json(args!["prune", "--max-unused", "0%"]), "removed_blocks") >= 1);
     lab.run(args!["unforget", "--all"]).done();
     assert_eq!(lab.listed(), [second]);
+}
+
+#[test]
+fn a_backup_comes_back_with_its_note_and_its_proof() {
+    for is_encrypted in [false, true] {
+        let lab = Lab::without_repo();
+        let keyed = |more: Vec<OsString>| match is_encrypted {
+            true => args!["--key-file", lab.path("key")].into_iter().chain(more).collect(),
+            false => more,
+        };
+        match is_encrypted {
+            true => lab.ok(keyed(args!["init", "--encrypt", "--no-recovery-key"])),
+            false => lab.ok(args!["init"]),
+        };
+        let disk = disk(&lab);
+        let made = str_of(&lab.json(keyed(args!["backup", "web1", disk])), "backup");
+        lab.ok(keyed(args!["backup", "web1", disk]));
+        lab.ok(keyed(args!["verify"]));
+        lab.ok(keyed(args!["note", made, "keep for audit"]));
+        let shown = || lab.json(keyed(args!["show", made]))["state"].clone();
+        let before = shown();
+        assert!(!before["proven"].is_null(), "{before}");
+        lab.ok(keyed(args!["forget", made]));
+        let bin = lab.ok(keyed(args!["list", "--forgotten"]));
+        assert!(bin.contains("NOTE") && bin.contains("keep for audit"), "{bin}");
+        let bin = lab.run(keyed(args!["--json", "list", "--forgotten"])).done().text();
+        assert!(bin.contains("keep for audit"), "{bin}");
+        lab.ok(keyed(args!["unforget", made]));
+        let after = shown();
+        assert_eq!((&after["note"], &after["proven"]), (&before["note"], &before["proven"]));
+        // Once a prune has emptied the bin, nothing is left of it: another one of the name would begin without a note.
+        lab.ok(keyed(args!["forget", made]));
+        lab.ok(keyed(args!["prune"]));
+        lab.ok(keyed(args!["verify"]));
+    }
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn bytes_after_the_disk_on_a_larger_device_are_kept() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     // Data, then zeros that must be written over the noise, then an end that no sector divides.
-    let size = 20 * MIB + 777;
+    let size = 20 * MIB + 1536;
     write_noise(&image, 1, 8 * MIB);
     write_at(&image, size - 10, b"0123456789");
     lab.backup("web1", &image);
@@ -140,7 +140,7 @@ fn a_gpt_on_a_larger_device_names_the_command_to_finish_it() {
 fn restore_to_stdout_prints_only_the_disk() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
-    let size = 10 * MIB + 4321;
+    let size = 10 * MIB + 4608;
     make_hole(&image, size);
     write_at(&image, 3 * MIB, &noise_bytes(1, 2 * MIB));
     lab.backup("web1", &image);
@@ -176,7 +176,7 @@ fn restore_to_a_closed_pipe_does_not_panic() {
 fn one_disk_of_several_is_restored_by_name() {
     let lab = Lab::new();
     for (seed, name) in [(1, "a"), (2, "b")] {
-        write_noise(&lab.path(name), seed, 3 * MIB + seed);
+        write_noise(&lab.path(name), seed, 3 * MIB + 512 * seed);
     }
     let named = |disk: &str, file: &str| format!("{disk}={}", lab.path(file).display());
     lab.ok(args!["backup", "db", named("vda", "a"), named("vdb", "b")]);
@@ -189,11 +189,11 @@ fn one_disk_of_several_is_restored_by_name() {
         .says(&["vdc", "vda", "vdb"]);
     assert!(!out.exists());
     lab.ok(args!["restore", "db@latest/vdb", out]);
-    assert_is_noise(&out, 2, 3 * MIB + 2);
+    assert_is_noise(&out, 2, 3 * MIB + 1024);
     let id = str_of(&lab.json(args!["show", "db@latest"]), "id");
     let other = lab.path("other.img");
     lab.ok(args!["restore", format!("{}/vda", &id[..10]), other]);
-    assert_is_noise(&other, 1, 3 * MIB + 1);
+    assert_is_noise(&other, 1, 3 * MIB + 512);
 }
 
 #[test]

@@ -446,7 +446,7 @@ fn a_backup_goes_on_after_its_server_was_killed() {
     let port = server.port;
     let disk = disk(&lab);
     lab.backup("web1", &disk);
-    fs::write(&disk, noise_bytes(2, 20 * MIB)).expect("writes");
+    fs::write(&disk, noise_bytes(2, 20 * MIB + 512)).expect("writes");
     let mut backup = lab.start(args!["backup", "web1", disk, "--read-limit", "4MB/s"]);
     assert!(backup.wait_until_read(8 * MIB));
     server.kill();

@@ -61,8 +61,8 @@ pub struct BackupArgs {
     #[arg(long, value_name = "NAME=FILE", value_parser = parse::parse_attached, conflicts_with = "all")]
     pub attach: Vec<(DiskName, PathBuf)>,
 
-    /// Treat the disks as raw, even if they look like a qcow2, VMDK, VHD, VHDX or VDI image or an archive. Without this
-    /// option such a file is refused, and such a device causes a warning
+    /// Treat the disks as raw, even if they look like a qcow2, VMDK, VHD, VHDX or VDI image or an archive, or their size is not a
+    /// multiple of 512 bytes. Without this option such a file is refused, and such a device causes a warning
     #[arg(long, conflicts_with = "all")]
     pub raw: bool,
 

@@ -37,7 +37,8 @@ pub struct ForgetArgs {
     #[arg(long, conflicts_with = "all")]
     pub last_too: bool,
 
-    /// Also forget by the rules where less than 20 % of what an earlier backup of the guest has is still in the newest one
+    /// Also forget by the rules where less than 20 % of what an earlier backup of the guest has is still in the newest one, and
+    /// the last backup with the data of a disk
     #[arg(long)]
     pub changed_too: bool,
 
@@ -77,8 +78,10 @@ number is used up. Without any --keep-... the `keep` of the guest in the
 configuration applies, or that of [defaults]; keep = \"all\" keeps all backups.
 Whatever the rules say, protected backups stay, and so does the newest good
 backup of each guest. Damaged backups are not counted. Nothing is forgotten of a
-guest that may have been encrypted or wiped since: of which the newest backup has
-less than 20 % of the blocks of the one before, or of one a week older.
+guest that may have been encrypted or wiped since: with a disk of which the newest
+backup has less than 20 % of the blocks of the one before, or of one a week older.
+The last backup with the data of a disk stays that the newest one lacks, or has
+smaller or with less than 20 % of its data.
 
 Forgetting removes a backup from the list at once. `vbk prune` frees the space
 of its blocks, unless other backups need them. Until then `vbk unforget` brings

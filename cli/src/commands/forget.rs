@@ -1,5 +1,6 @@
 //! `vbk forget`, `vbk protect`, `vbk unprotect`
 
+mod held;
 mod printed;
 mod verdict;
 mod whole;
@@ -16,6 +17,7 @@ use vbk_repo::repository::Change;
 use vbk_repo::state::{States, note_of};
 use vbk_repo::store::PruneOptions;
 
+use self::held::Held;
 use crate::args::{ForgetArgs, ProtectArgs};
 use crate::config::Keep;
 use crate::context::{Context, PROTECT};
@@ -129,6 +131,8 @@ struct Judged {
     doubted: Vec<(String, BackupTime)>,
     /// Guests of which no backup is forgotten, because little is left of what they had.
     jumped: Vec<Jump>,
+    /// Backups that no rule keeps, and that have the last data of a disk.
+    held: Vec<Held>,
     /// Guests that lose their last good backup, with the rest of the sentence about them.
     bare: Vec<(GuestName, &'static str)>,
     /// Protected backups of guests of which all are to be forgotten.
@@ -270,6 +274,8 @@ fn judge(
                         verdict.reasons = vec![Why::Said(Said::ChangedTooMuch { guest })];
                     }
                     judged.jumped.push(jump);
+                } else if !jumps.are_meant() {
+                    judged.held.extend(held::hold(catalogue, states, guest, &mut verdicts));
                 }
                 judged.verdicts.extend(verdicts);
             }

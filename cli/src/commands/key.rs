@@ -152,7 +152,7 @@ fn new_key(args: &KeyAddArgs) -> Result<(Unlock, Option<String>)> {
     } else if let Some(path) = &args.new_passphrase_file {
         unlock::passphrase_file(path)?
     } else {
-        unlock::ask_new()?
+        unlock::ask_new("--new-passphrase-file FILE, --new-key-file FILE or --recovery")?
     };
     Ok((way, None))
 }

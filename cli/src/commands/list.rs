@@ -173,7 +173,7 @@ fn count<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> String {
 
 /// Lists what can be brought back.
 fn list_bin(context: &Context<'_>, args: &ListArgs, view: &View, period: &Period) -> Result<Outcome> {
-    let mut bin = decoded(view.store().hashing(), view.forgotten()?);
+    let mut bin = decoded(view.store().hashing(), view.forgotten()?, &view.states()?);
     bin.retain(|binned| {
         let backup = &binned.entry.backup;
         let is_like =

@@ -124,7 +124,14 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         progress.finish();
         return Ok(print_damaged(&label, &lost, "they are zeros"));
     }
-    let (changes, known) = changes(args, &entry.id.to_string(), image)?;
+    let (changes, mut known) = changes(args, &entry.id.to_string(), image)?;
+    if args.format.is_none() && target.extension().is_some_and(|end| end.eq_ignore_ascii_case("qcow2")) {
+        tracing::warn!(
+            "{} will be a raw image; --format qcow2 makes a qcow2 image",
+            target.display()
+        );
+        known = Outcome::Warnings;
+    }
     let options = RestoreOptions {
         label: label.clone(),
         format,

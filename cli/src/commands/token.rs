@@ -45,13 +45,25 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
             Ok(Outcome::Done)
         }
         TokenCommand::Rotate { name, place } => {
+            let known = tokens.known(name)?;
+            // A new token leads to the same place as the old one, unless another is named.
+            let place = &TokenPlace {
+                host: place.host.clone().or_else(|| known.host.clone()),
+                under_root: place.under_root || known.under_root,
+                out: place.out.clone(),
+            };
             let way = Way::to(&directory, place)?;
             let token = way.token(Seed::generate().map_err(Error::io("make a key"))?)?;
             audit::note(&directory, "token rotate", std::slice::from_ref(name))?;
             let key = token.seed.public_key();
             let kept = write_out(place, &token)?;
+            let entry = TokenEntry {
+                host: place.host.clone(),
+                under_root: place.under_root,
+                ..known
+            };
             let entry = tokens
-                .rotate(name, key, Timestamp::now())
+                .rotate(entry, key, Timestamp::now())
                 .inspect_err(|_| take_back(kept))?;
             show(context, &entry, &token, place)
         }
@@ -79,6 +91,8 @@ fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &Tok
         rights: Allowed::from(args.rights),
         guests: args.guests.clone(),
         quota: args.quota.into(),
+        host: args.place.host.clone(),
+        under_root: args.place.under_root,
         created: Timestamp::now(),
     };
     audit::note(

@@ -1,5 +1,7 @@
 //! `vbk unforget`
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -21,7 +23,7 @@ struct Report<'a> {
 pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let writer = context.manager("unforget", args.no_wait, &cancel)?;
-    let mut bin = decoded(writer.store().hashing(), writer.forgotten()?);
+    let mut bin = decoded(writer.store().hashing(), writer.forgotten()?, &writer.states()?);
     let period = Period::new(args.since.as_ref(), None, Timestamp::now(), TimeZone::UTC)?;
     bin.retain(|binned| period.contains(binned.forgotten.removed));
     let chosen = choose(&bin, args)?;
@@ -69,6 +71,25 @@ pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
     })
 }
 
+/// The error for a name that no backup in the bin has: it may be a part of one.
+fn unknown(bin: &[Binned], what: &str) -> Error {
+    let names: BTreeSet<_> = bin.iter().map(|one| one.entry.backup.spec()).collect();
+    let matching = |name: &String| what.contains('@') && name.starts_with(what);
+    let candidates: Vec<_> = names.into_iter().filter(matching).collect();
+    match &candidates[..] {
+        [] => Error::Usage(format!(
+            "{what} is not in the bin; `vbk list --forgotten` lists what can be brought back"
+        )),
+        [name] => Error::Usage(format!(
+            "{what} is only a part of a backup's name; `vbk unforget` needs the whole name: {name}. Nothing was brought back"
+        )),
+        _ => Error::Repository(vbk_repo::Error::Ambiguous {
+            spec: what.to_owned(),
+            candidates,
+        }),
+    }
+}
+
 /// Chooses from the bin. The oldest backups come first, so that each has its base before it.
 fn choose<'a>(bin: &'a [Binned], args: &UnforgetArgs) -> Result<Vec<&'a Binned>> {
     let mut chosen: Vec<&Binned> = Vec::new();
@@ -86,13 +107,9 @@ fn choose<'a>(bin: &'a [Binned], args: &UnforgetArgs) -> Result<Vec<&'a Binned>>
             .iter()
             .filter(|one| one.entry.backup.spec() == *what || (is_id && one.entry.id.to_string().starts_with(what)));
         let named: Vec<_> = named.collect();
-        let ids: std::collections::BTreeSet<_> = named.iter().map(|one| one.entry.id.to_string()).collect();
+        let ids: BTreeSet<_> = named.iter().map(|one| one.entry.id.to_string()).collect();
         match ids.len() {
-            0 => {
-                return Err(Error::Usage(format!(
-                    "{what} is not in the bin; `vbk list --forgotten` lists what can be brought back"
-                )));
-            }
+            0 => return Err(unknown(bin, what)),
             1 => chosen.extend(named.first()),
             _ => {
                 return Err(Error::Usage(format!(

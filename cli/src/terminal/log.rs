@@ -21,9 +21,14 @@ pub fn start(verbose: u8, quiet: bool) {
         1 => "info",
         _ => "debug",
     };
+    // RocksDB lists all its options, over a thousand lines.
+    let store = match verbose {
+        0..=2 => "rocksdb=info",
+        _ => "rocksdb=debug",
+    };
     // VBK_LOG takes tracing's own filters, e.g. VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
     // read-only file system need not answer.
-    let usual = || EnvFilter::new(format!("{level},fuser=error"));
+    let usual = || EnvFilter::new(format!("{level},fuser=error,{store}"));
     let filter = match std::env::var("VBK_LOG") {
         Ok(given) if !given.is_empty() => EnvFilter::try_new(given).unwrap_or_else(|_| usual()),
         _ => usual(),

@@ -54,8 +54,8 @@ pub enum MountError {
 
     /// `CAP_SYS_ADMIN` is missing.
     #[error(
-        "mounting needs the capability CAP_SYS_ADMIN; run as root, for example with `sudo`, or mount the images only, \
-         without --files"
+        "mounting needs the capability CAP_SYS_ADMIN; add --user, which shows the files without it, or run as root, or mount the \
+         images only, without --files"
     )]
     NotRoot,
     /// No loop devices on this machine.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Writer;
 use super::home::Keeper;
 use super::writing::{Shown, make_at};
+use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::standing::Standing;
@@ -119,11 +120,41 @@ impl Manager {
         }
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
+        all.extend(self.notes_for_the_bin(forget)?);
         self.store.amend_at(forget, &all, at)?;
         if let Some(at) = at {
             self.writer.changed(at + 1);
         }
         self.writer.publish()
+    }
+
+    /// Returns notes that keep the states of backups which are about to be forgotten.
+    fn notes_for_the_bin(&self, forget: &[String]) -> Result<Vec<Note>> {
+        if forget.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (catalogue, states) = (self.catalogue()?, self.states()?);
+        let forget: HashSet<&String> = forget.iter().collect();
+        let gone = catalogue
+            .entries()
+            .iter()
+            .filter(|entry| forget.contains(&entry.backup.spec()));
+        let notes = gone.map(|entry| state::note_of_forgotten(entry, states.of(&entry.backup)));
+        // Most have none, and nothing is removed here.
+        Ok(notes.filter(|note| note.value.is_some()).collect())
+    }
+
+    /// Removes the states of backups that are not in the bin any more.
+    pub(super) fn tidy_notes(&self) -> Result<()> {
+        let bin = self.store.forgotten()?.into_iter().filter_map(|forgotten| {
+            let record = forgotten.record;
+            Entry::decode(self.store.hashing(), &record.key, &record.bytes).ok()
+        });
+        let notes = self.states()?.notes_without_all_but(&bin.collect::<Vec<_>>());
+        match notes.is_empty() {
+            true => Ok(()),
+            false => self.amend(&[], &notes),
+        }
     }
 
     /// Returns the backups in the bin, the last one that was forgotten first: those that can be brought back until the bin is
@@ -144,13 +175,15 @@ impl Manager {
         self.writer.publish()
     }
 
-    /// Commits a record of the bin again: the same bytes under the same name. The commit finds out whether all of it is there.
+    /// Commits a record of the bin again: the same bytes under the same name, with the state that it had. The commit finds out
+    /// whether all of it is there.
     fn bring_back(&self, record: &Record) -> Result<()> {
         make_at(&*self.store, |at| {
-            // A verification in turns that passed it meanwhile has not read it.
+            let entry = Entry::decode(self.store.hashing(), &record.key, &record.bytes)?;
             let state = State {
+                // A verification in turns that passed it meanwhile has not read it.
                 arrived: Some(at + 1),
-                ..State::default()
+                ..self.states()?.of_forgotten(&entry)
             };
             self.store
                 .commit_at(record, &[state::note_of(&record.key, state)], Some(at))?;

@@ -62,6 +62,22 @@ impl Manager {
         cancel: &AtomicBool,
         told: &Told<'_>,
     ) -> Result<Pruned> {
+        let pruned = self.prune_blocks(options, threads, cancel, told)?;
+        if !options.dry_run
+            && let Err(error) = self.tidy_notes()
+        {
+            tracing::debug!(%error, "notes of backups that are not in the bin any more stay until the next prune");
+        }
+        Ok(pruned)
+    }
+
+    fn prune_blocks(
+        &mut self,
+        options: PruneOptions,
+        threads: usize,
+        cancel: &AtomicBool,
+        told: &Told<'_>,
+    ) -> Result<Pruned> {
         // Puts of an unfinished backup of this writer are in the index then.
         self.store.flush()?;
         let catalogue = self.catalogue()?;

@@ -7,6 +7,7 @@ use crate::backup::{Entry, Image};
 use crate::catalogue::Catalogue;
 use crate::mark::mark;
 use crate::standing::Standing;
+use crate::state::{State, note_of};
 use crate::store::rocks::{RocksStore, path_in};
 use crate::store::{Forgotten, PruneOptions, Record, StoreWriter, Terms};
 use crate::tests::testing::{self, mixed_bytes, store_image};
@@ -519,6 +520,40 @@ fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_mus
         let refused = writer.unforget(&gone).expect_err("it is pruned");
         assert!(matches!(refused, Error::Missing { .. }), "{refused}");
         assert!(entries(&repository).is_empty());
+    }
+}
+
+#[test]
+fn the_state_of_a_forgotten_backup_comes_back_with_it_or_goes_with_the_bin() {
+    for encrypted in [false, true] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = CreateOptions {
+            encryption: encrypted.then(|| (Keys::generate().expect("keys"), Vec::new())),
+            ..CreateOptions::plain(BlockSize::MIN)
+        };
+        let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
+        let mut writer = repository.manager("test", &mut |_| true).expect("opens");
+        let one = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
+        let state = State {
+            note: Some("keep for audit".into()),
+            proven: Some(jiff::Timestamp::UNIX_EPOCH),
+            ..State::default()
+        };
+        let key = one.backup.spec();
+        writer.amend(&[], &[note_of(&key, state.clone())]).expect("notes");
+        forget_for(&writer, &one, 3600);
+        assert_eq!(writer.states().expect("reads").noted(&key), State::default());
+        assert_eq!(writer.states().expect("reads").of_forgotten(&one), state);
+        prune(&mut writer, false, false);
+        writer
+            .unforget(&writer.forgotten().expect("lists"))
+            .expect("brings back");
+        let back = writer.states().expect("reads").noted(&key);
+        assert!(back.arrived.is_some());
+        assert_eq!(State { arrived: None, ..back }, state);
+        forget_for(&writer, &one, 0);
+        prune(&mut writer, true, false);
+        assert_eq!(writer.states().expect("reads").of_forgotten(&one), State::default());
     }
 }
 

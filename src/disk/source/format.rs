@@ -12,6 +12,9 @@ const HEAD_BYTES: usize = 512;
 /// Length of the footer of a VHD.
 const TAIL_BYTES: u64 = 512;
 
+/// The smallest sector that a disk has.
+const SECTOR_BYTES: u64 = 512;
+
 /// A format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Format {
@@ -109,12 +112,18 @@ fn format_of(head: &[u8], tail: &[u8]) -> Option<Format> {
     }
 }
 
-/// Fails if a file is a disk image of another format than raw, or an archive. For a block device it only returns a
+/// Fails if a file is a disk image of another format than raw, or an archive, or does not consist of whole sectors. For a block device it only returns a
 /// warning: a guest may write such bytes to its own disk.
 pub fn check_raw(path: &Path) -> Result<Option<String>> {
     let source = Source::open(path)?;
     let Some(format) = look(&source)? else {
-        return Ok(None);
+        return match source.size_bytes % SECTOR_BYTES {
+            0 => Ok(None),
+            _ => Err(Error::NoSectors {
+                path: path.to_owned(),
+                size_bytes: source.size_bytes,
+            }),
+        };
     };
     let shown = path.display();
     let remedy = match format.remedy {
@@ -178,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_file_is_refused_with_the_next_step() {
+    fn a_file_that_is_no_raw_disk_is_refused_with_the_next_step() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         file.as_file().write_all_at(b"QFI\xfb", 0).expect("writes");
         let text = check_raw(file.path()).expect_err("is qcow2").to_string();
@@ -191,6 +200,14 @@ mod tests {
         ] {
             assert!(text.contains(word), "{text}");
         }
+        // An archive and a truncated image may have any size.
+        file.as_file().write_all_at(b"text", 0).expect("writes");
+        let text = check_raw(file.path()).expect_err("is no disk").to_string();
+        for word in ["has 4 bytes", "multiple of 512", "--raw", "raw = true"] {
+            assert!(text.contains(word), "{text}");
+        }
+        file.as_file().set_len(1024).expect("grows");
+        assert_eq!(check_raw(file.path()).expect("looks"), None);
         let empty = tempfile::NamedTempFile::new().expect("a file");
         assert_eq!(check_raw(empty.path()).expect("looks"), None);
     }

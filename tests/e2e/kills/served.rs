@@ -89,7 +89,7 @@ impl Epoch {
         for (number, content) in self.contents.iter().enumerate() {
             let disk = self.lab.path(&format!("disk{number}.img"));
             content.write(&disk);
-            running.push(self.lab.start(args!["backup", format!("web{number}"), disk]));
+            running.push(self.lab.start(args!["backup", format!("web{number}"), disk, "--raw"]));
         }
         // A backup of this second may get the name of one that was forgotten in it.
         let second = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string();

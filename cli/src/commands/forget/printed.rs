@@ -36,9 +36,12 @@ pub fn print(context: &Context<'_>, args: &ForgetArgs, judged: &Judged) {
         .zone
         .as_ref()
         .map(|zone| format!("; days begin at midnight in {zone}"));
+    // Of a guest whose backups are named, others may stay that were not looked at.
+    let kept = (judged.zone.is_some() || keep > 0).then(|| format!(", {keep} kept"));
     context.say(format_args!(
-        "{} {would}, {keep} kept{}",
+        "{} {would}{}{}",
         units::count(forget as u64, "backup"),
+        kept.unwrap_or_default(),
         zone.unwrap_or_default()
     ));
     for backup in &judged.protected {
@@ -56,6 +59,9 @@ pub fn print(context: &Context<'_>, args: &ForgetArgs, judged: &Judged) {
              client's",
             units::time(counted.timestamp())
         );
+    }
+    for held in &judged.held {
+        context.say(held);
     }
     for jump in &judged.jumped {
         tracing::warn!("{jump}");

@@ -41,6 +41,8 @@ pub(super) enum Said {
     WholeGuest { guest: String, damaged_record: bool },
     /// Little is left of what the guest had, so no rule is applied.
     ChangedTooMuch { guest: String },
+    /// It is the newest one with the data of this disk.
+    LastData { disk: String },
     /// The configuration keeps all.
     KeepAll,
 }
@@ -67,6 +69,7 @@ impl fmt::Display for Why {
                 false => write!(f, "all of {guest}"),
             },
             Said::ChangedTooMuch { guest } => write!(f, "{guest} has changed too much"),
+            Said::LastData { disk } => write!(f, "newest one with the data of disk {disk}"),
             Said::KeepAll => f.write_str("the configuration keeps all"),
         }
     }

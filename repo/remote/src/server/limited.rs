@@ -419,7 +419,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
                 false => whole::get_compressed(&*self.inner, wanted),
             };
         }
-        let what = "the server lets this client add backups and not read them; a token or key with the rights `restore` or \
+        let what = "the server lets this client add backups and not read them; a token or key with the rights `restore`, `verify` or \
                     `manage` can";
         let mut refused = (!wanted.is_empty()).then(|| self.limits.denied(what));
         let refused = |_: &Wanted| Err(refused.take().unwrap_or_else(|| denied(what)));

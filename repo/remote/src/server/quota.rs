@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use vbk_repo::text::size;
 use vbk_repo::{Error, Result};
 
 use super::key::{SERVE, make_directory};
@@ -101,8 +102,9 @@ impl Meter {
                 Ok(())
             }
             None => Err(Over::Quota(format!(
-                "{} may send {most} bytes a day (UTC) to this repository, and has done so",
-                self.name
+                "{} may send {} a day (UTC) to this repository, and has done so",
+                self.name,
+                size(most)
             ))),
         }
     }

@@ -40,6 +40,12 @@ pub struct Entry {
     /// What it may add in a day.
     #[serde(default, skip_serializing_if = "Quota::is_none")]
     pub quota: Quota,
+    /// Name by which its client reaches the server, if not that of this machine: for the next key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The repository is served together with others of one directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_root: bool,
     /// Time when it was made, or when it got its present key.
     pub created: Timestamp,
 }
@@ -86,12 +92,13 @@ impl Tokens {
     }
 
     /// Replaces the key of a token. From then on the old one opens nothing. Durable when this returns.
-    pub fn rotate(&self, name: &str, public_key: PublicKey, now: Timestamp) -> Result<Entry> {
-        let path = self.file(name)?;
+    pub fn rotate(&self, entry: Entry, public_key: PublicKey, now: Timestamp) -> Result<Entry> {
+        let path = self.file(&entry.name)?;
+        self.known(&entry.name)?;
         let entry = Entry {
             public_key,
             created: now,
-            ..self.get(name)?.ok_or_else(|| self.unknown(name))?
+            ..entry
         };
         make_directory(&self.repository)?;
         files::write_whole(&path, &text_of(&entry), Mode::Private, Synced::FileAndDirectory)
@@ -109,6 +116,11 @@ impl Tokens {
         // It is of no use without the token; it may not exist.
         let _ = fs::remove_file(path.with_extension("seen"));
         files::sync_directory_where_possible(&self.directory).map_err(Error::io("sync", &self.directory))
+    }
+
+    /// Returns a token; an error if there is none of that name.
+    pub fn known(&self, name: &str) -> Result<Entry> {
+        self.get(name)?.ok_or_else(|| self.unknown(name))
     }
 
     fn unknown(&self, name: &str) -> Error {
@@ -245,6 +257,8 @@ mod tests {
             rights: Allowed::Add,
             guests: vec!["web*".into()],
             quota: Quota::default(),
+            host: Some("dc2.example.com".into()),
+            under_root: true,
             created: "2026-11-29T05:00:00Z".parse().expect("a time"),
         }
     }
@@ -271,7 +285,8 @@ mod tests {
         assert_eq!(finder.find(&tokens, one.public_key), Some(one.clone()));
         assert_eq!(finder.find(&tokens, other.public_key), Some(other));
         let new = entry("web").public_key;
-        let rotated = tokens.rotate("web", new, Timestamp::UNIX_EPOCH).expect("rotates");
+        let known = tokens.known("web").expect("reads");
+        let rotated = tokens.rotate(known, new, Timestamp::UNIX_EPOCH).expect("rotates");
         assert_eq!((&*rotated.name, rotated.rights), ("web", Allowed::Add));
         assert_eq!(finder.find(&tokens, one.public_key), None, "the old key");
         assert_eq!(finder.find(&tokens, new), Some(rotated));
@@ -280,7 +295,7 @@ mod tests {
         assert_eq!(tokens.names().expect("lists"), ["db"]);
         for error in [
             tokens.revoke("web"),
-            tokens.rotate("web", new, Timestamp::UNIX_EPOCH).map(drop),
+            tokens.rotate(entry("web"), new, Timestamp::UNIX_EPOCH).map(drop),
         ] {
             assert!(error.expect_err("is gone").to_string().contains("no token web"));
         }
