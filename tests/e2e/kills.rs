@@ -243,7 +243,7 @@ impl<'a> Driver<'a> {
         self.note(format!("{:4} {operation:?} {moment:?}", self.figures.kills));
         let (said, is_whole) = self.carry_out(&operation, moment);
         match is_whole {
-            true => self.acknowledged(&operation, &said.code(0)),
+            true => self.acknowledged(&operation, &said.went_well()),
             false => self.killed(&operation),
         }
         let settled = is_whole && operation.kind() != Kind::Verify;
@@ -359,7 +359,13 @@ impl<'a> Driver<'a> {
                     .collect()
             }
             Operation::ForgetByPolicy { guest, keep, prune } => {
-                let mut args = args!["forget", self.guests[*guest].name, "--keep-last", keep.to_string()];
+                let mut args = args![
+                    "forget",
+                    self.guests[*guest].name,
+                    "--changed-too",
+                    "--keep-last",
+                    keep.to_string()
+                ];
                 args.extend(prune.then(|| "--prune".into()));
                 args
             }

@@ -133,7 +133,7 @@ impl Epoch {
                 _ if number == prune => assert!(was_killed || is_server || said.status.code() == Some(0), "{said}"),
                 _ if was_killed && number < GUESTS => acknowledged[number] = false,
                 _ if was_killed => was_forgotten = false,
-                _ if number < GUESTS => drop(said.code(0)),
+                _ if number < GUESTS => drop(said.went_well()),
                 _ => said_by_forget = said.code(0).to_string(),
             }
         }

@@ -50,6 +50,16 @@ impl Said {
         self
     }
 
+    /// It went well. Of a backup, a disk may have become smaller or empty, which is warned of.
+    #[track_caller]
+    pub fn went_well(self) -> Self {
+        let of_a_disk = ["in the latest backup", "has no data any more"];
+        match self.status.code() {
+            Some(3) if of_a_disk.iter().any(|words| self.stderr.contains(words)) => self,
+            _ => self.code(0),
+        }
+    }
+
     /// It went well, and had nothing to say about it on stderr.
     #[track_caller]
     pub fn done(self) -> Self {
