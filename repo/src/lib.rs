@@ -65,6 +65,7 @@ pub mod copy;
 pub mod diff;
 pub mod differences;
 mod error;
+pub mod file_system;
 pub mod files;
 pub mod id;
 pub mod kept;

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use jiff::Timestamp;
+use vbk_repo::file_system::file_system;
 use vbk_repo::repository::Repository;
-use vbk_repo::repository::directory::disk_usage::file_system;
 
 use super::{Metrics, seconds};
 use crate::context::Context;

@@ -43,11 +43,12 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::file_system::{FileSystem, file_system};
 use crate::files::{Mode, Synced};
 use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::rocks::{RocksReader, RocksSession, RocksStore, path_in};
 use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
-use disk_usage::{FileSystem, disk_usage, file_system};
+use disk_usage::disk_usage;
 use lock::{Told, WriterLock};
 pub use marker::LAYOUT_FORMAT;
 pub(super) use marker::MARKER;

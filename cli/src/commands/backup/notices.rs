@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vbk::host::program::{self, ProgramError, Programs};
+use vbk_repo::file_system::file_system;
 use vbk_repo::repository::Repository;
-use vbk_repo::repository::directory::disk_usage::file_system;
 
 use super::{Done, report};
 use crate::config::Notices;

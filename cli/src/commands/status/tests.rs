@@ -1,7 +1,7 @@
 use super::*;
 use vbk_remote::status::TokenStatus;
+use vbk_repo::file_system::FileSystem;
 use vbk_repo::repository::DiskUsage;
-use vbk_repo::repository::directory::disk_usage::FileSystem;
 
 const NOW: &str = "2026-11-21T06:00:12Z";
 

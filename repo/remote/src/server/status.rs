@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use vbk_repo::Result;
+use vbk_repo::file_system::file_system;
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::directory::activity::status_of;
-use vbk_repo::repository::directory::disk_usage::{disk_usage, file_system};
+use vbk_repo::repository::directory::disk_usage::disk_usage;
 use vbk_repo::repository::home::Home;
 
 use super::registry::{Registered, all_in};

@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::file_system::{FileSystem, file_system};
 use crate::repository::Repository;
 use crate::repository::directory::Directory;
-use crate::repository::directory::disk_usage::{FileSystem, disk_usage, file_system};
+use crate::repository::directory::disk_usage::disk_usage;
 use crate::repository::directory::lock::{Holder, with_arguments};
 use crate::repository::home::{DiskUsage, Home};
 

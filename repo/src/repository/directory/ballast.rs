@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::disk_usage::file_system;
 use crate::error::{Error, Result};
+use crate::file_system::file_system;
 
 /// Enough for a small store. Opening takes 2 MiB; the rest is for the live blocks that a prune moves, which RocksDB may do
 /// twice before it removes the old files: 5 MiB were too few for a prune that moves 4 MiB.

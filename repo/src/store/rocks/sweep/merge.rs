@@ -19,12 +19,11 @@
 
 use std::cmp::Reverse;
 
-use nix::sys::statvfs::statvfs;
-
 use super::super::rows::sequence_of;
 use super::Sweep;
 use super::compaction::{Keys, Table, flush_blocks, move_live, moved_bytes, rewritten, tables};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::file_system::file_system;
 use crate::store::Swept;
 
 /// What is merged.
@@ -102,9 +101,7 @@ impl Sweep<'_> {
     }
 
     pub(super) fn free_bytes(&self) -> Result<u64> {
-        let path = self.store.reader.db.path();
-        let stat = statvfs(path).map_err(|errno| Error::io("read", path)(errno.into()))?;
-        Ok(stat.blocks_available() * stat.fragment_size())
+        Ok(file_system(self.store.reader.db.path())?.free_bytes)
     }
 }
 
