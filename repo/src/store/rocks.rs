@@ -308,8 +308,11 @@ impl RocksStore {
         }
         let mut batch = WriteBatch::default();
         // A sweep that was interrupted leaves marks of blocks that it removed; one that is put again is whole.
-        let is_marked = |id: &BlockId| self.condemned.read().contains(id);
-        let marked: Vec<_> = covered.iter().map(|(id, _)| *id).filter(is_marked).collect();
+        let marked: Vec<_> = {
+            let condemned = self.condemned.read();
+            let ids = covered.iter().map(|(id, _)| *id);
+            ids.filter(|id| condemned.contains(id)).collect()
+        };
         for id in &marked {
             batch.delete_cf(reader.family("meta"), CONDEMNED.key(*id));
         }

@@ -110,23 +110,11 @@ pub(super) fn sweep_windows(
         // Those of other sessions are below the horizon then, like all that they put before.
         store.flush()?;
     }
-    let mut sweep = Sweep {
-        store,
-        session,
-        horizon: match store.sessions.lock().keep(Rule::Horizon) {
-            true => store.reader.barrier()?,
-            false => u64::MAX,
-        },
-        live,
-        live_places: Places::default(),
-        window_blocks,
-        begun: BTreeSet::new(),
-        left_over: BTreeSet::new(),
-        damaged: false,
-        short: BTreeMap::new(),
-        unlisted: BTreeMap::new(),
-        swept: Swept::default(),
-    };
+    let mut sweep = Sweep::new(store, live, window_blocks);
+    sweep.session = session;
+    if store.sessions.lock().keep(Rule::Horizon) {
+        sweep.horizon = store.reader.barrier()?;
+    }
     let mut windows = sweep.count(step)?;
     let mut chosen = choose(&windows, sweep.swept.live_bytes, options.max_unused);
     sweep.begun = sweep.find_left_over()?;
@@ -175,6 +163,26 @@ struct Sweep<'a> {
     /// Blocks and bytes of each window whose index rows were removed.
     unlisted: BTreeMap<u64, (u64, u64)>,
     swept: Swept,
+}
+
+impl<'a> Sweep<'a> {
+    /// A sweep that has done nothing yet, of no session and of all that is there.
+    fn new(store: &'a RocksStore, live: &'a Live, window_blocks: u64) -> Self {
+        Self {
+            store,
+            session: None,
+            horizon: u64::MAX,
+            live,
+            live_places: Places::default(),
+            window_blocks,
+            begun: BTreeSet::new(),
+            left_over: BTreeSet::new(),
+            damaged: false,
+            short: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
+            swept: Swept::default(),
+        }
+    }
 }
 
 impl Sweep<'_> {

@@ -117,19 +117,6 @@ pub(super) fn flush_blocks(store: &RocksStore) -> Result<()> {
 
 /// Drops the removed rows in a range, and all files in which there is nothing else.
 pub(super) fn drop_removed(store: &RocksStore, keys: &Keys) -> Result<()> {
-    compact_checked(store, keys)
-}
-
-/// Moves the blobs of a range, which are whole, so that removed ones take no space beside them.
-pub(super) fn move_live(store: &RocksStore, keys: &Keys) -> Result<()> {
-    collect_garbage(store, true)?;
-    let moved = compact_checked(store, keys);
-    // Setting the option writes a file, which may fail even if everything else succeeds.
-    let off = collect_garbage(store, false);
-    moved.and(off)
-}
-
-fn compact_checked(store: &RocksStore, keys: &Keys) -> Result<()> {
     let reader = &store.reader;
     let before = background_errors(reader)?;
     compact(reader, keys);
@@ -143,6 +130,15 @@ fn compact_checked(store: &RocksStore, keys: &Keys) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Moves the blobs of a range, which are whole, so that removed ones take no space beside them.
+pub(super) fn move_live(store: &RocksStore, keys: &Keys) -> Result<()> {
+    collect_garbage(store, true)?;
+    let moved = drop_removed(store, keys);
+    // Setting the option writes a file, which may fail even if everything else succeeds.
+    let off = collect_garbage(store, false);
+    moved.and(off)
 }
 
 fn background_errors(reader: &RocksReader) -> Result<u64> {

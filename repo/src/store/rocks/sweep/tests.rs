@@ -52,24 +52,6 @@ pub(super) fn filled_by(blocks_in_file: usize, is_live: impl Fn(u64) -> bool) ->
     (fixture, blocks, live)
 }
 
-/// A sweep that has done nothing yet.
-pub(super) fn sweep<'a>(fixture: &'a Fixture, live: &'a Live) -> Sweep<'a> {
-    Sweep {
-        store: fixture.store(),
-        session: None,
-        horizon: u64::MAX,
-        live,
-        live_places: Places::default(),
-        window_blocks: WINDOW,
-        begun: BTreeSet::new(),
-        left_over: BTreeSet::new(),
-        damaged: false,
-        short: BTreeMap::new(),
-        unlisted: BTreeMap::new(),
-        swept: Swept::default(),
-    }
-}
-
 pub(super) fn blob_bytes(fixture: &Fixture) -> u64 {
     let files = blob_files(fixture);
     files.iter().map(|file| file.metadata().expect("is there").size()).sum()
@@ -130,7 +112,7 @@ fn files_without_live_blocks_go_and_nothing_is_moved() {
 fn windows_for_which_there_was_no_room_are_tried_again() {
     let (fixture, blocks, live) = filled(|n| n % 2 == 0);
     let before = blob_bytes(&fixture);
-    let mut sweep = sweep(&fixture, &live);
+    let mut sweep = Sweep::new(fixture.store(), &live, WINDOW);
     sweep.count(&mut |_| Ok(())).expect("counts");
     sweep
         .unlist(std::slice::from_ref(&(0..5 * WINDOW)), &mut |_| Ok(()))
@@ -214,7 +196,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
     for steps in 1..=3 {
         let (fixture, blocks, live) = filled(|n| n % 2 == 0);
         let before = blob_bytes(&fixture);
-        let mut sweep = sweep(&fixture, &live);
+        let mut sweep = Sweep::new(fixture.store(), &live, WINDOW);
         sweep.count(&mut |_| Ok(())).expect("counts");
         let range = 0..5 * WINDOW;
         let mut batch = WriteBatch::default();

@@ -1,9 +1,8 @@
 use super::super::super::rows::part_key;
 use super::super::super::tests::{Fixture, wanted};
-use super::super::tests::{
-    ALL, WINDOW, assert_just_live, blob_bytes, blob_files, block, damage, filled_by, run, sweep,
-};
+use super::super::tests::{ALL, WINDOW, assert_just_live, blob_bytes, blob_files, block, damage, filled_by, run};
 use super::*;
+use crate::error::Error;
 use crate::store::{Live, StoreReader, StoreWriter};
 
 /// Plain bytes of a table with one block of a page, which has a header beside it.
@@ -18,7 +17,7 @@ const TINY: Merging = Merging {
 };
 
 fn merge(fixture: &Fixture, live: &Live, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<()> {
-    sweep(fixture, live).merge(TINY, step)
+    Sweep::new(fixture.store(), live, WINDOW).merge(TINY, step)
 }
 
 fn table(first: u64, last: u64, plain_bytes: u64) -> Table {
