@@ -70,32 +70,15 @@ pub fn emptied(latest: Option<&Entry>, made: &Backup) -> Vec<String> {
 mod tests {
     use std::sync::Arc;
 
-    use vbk_repo::backup::{Consistency, Image, RECORD_FORMAT};
-    use vbk_repo::id::{BackupId, NodeId};
+    use vbk_repo::id::BackupId;
 
     use super::*;
+    use crate::retention::disks::tests::backup;
 
-    /// A backup whose disks have these sizes and data, in MiB.
     fn entry(disks: &[(&str, u64, u64)]) -> Entry {
-        let image = |&(disk, size, data): &(&str, u64, u64)| Image {
-            data_bytes: data << 20,
-            ..Image::new(disk.parse().expect("a name"), "/dev/x", size << 20, NodeId([0; 32]))
-        };
-        let backup = Backup {
-            format: RECORD_FORMAT,
-            guest: "web1".parse().expect("a name"),
-            time: "2026-11-20T00-00-00Z".parse().expect("a time"),
-            sequence: 0,
-            duration_ms: 0,
-            host: String::new(),
-            vbk_version: String::new(),
-            consistency: Consistency::Crash,
-            images: disks.iter().map(image).collect(),
-            files: Vec::new(),
-        };
         Entry {
             id: BackupId([0; 32]),
-            backup: Arc::new(backup),
+            backup: Arc::new(backup(disks)),
         }
     }
 

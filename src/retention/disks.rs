@@ -96,10 +96,10 @@ pub fn losses(backups: &[(&Backup, bool)]) -> Vec<Vec<Loss>> {
         .flat_map(|(backup, _)| backup.images.iter().map(|image| image.disk.as_str()))
         .collect();
     for disk in disks {
-        let last = image(backups[latest].0, disk);
+        let last = backups[latest].0.image(disk).ok();
         let mut most = last.map(Most::of);
         for (at, (backup, good)) in backups[..latest].iter().enumerate().rev() {
-            let Some(image) = image(backup, disk) else { continue };
+            let Ok(image) = backup.image(disk) else { continue };
             if !most.is_none_or(|most| most.is_much_less_than(image)) || image.data_bytes == 0 {
                 continue;
             }
@@ -113,10 +113,6 @@ pub fn losses(backups: &[(&Backup, bool)]) -> Vec<Vec<Loss>> {
         }
     }
     found
-}
-
-fn image<'a>(backup: &'a Backup, disk: &str) -> Option<&'a Image> {
-    backup.images.iter().find(|image| image.disk.as_str() == disk)
 }
 
 impl Lost {
@@ -164,7 +160,7 @@ impl Most {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use vbk_repo::backup::{Consistency, RECORD_FORMAT};
     use vbk_repo::id::NodeId;
 
@@ -173,7 +169,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// A backup whose disks have these sizes and data, in MiB.
-    fn backup(disks: &[(&str, u64, u64)]) -> Backup {
+    pub(crate) fn backup(disks: &[(&str, u64, u64)]) -> Backup {
         let image = |&(disk, size, data): &(&str, u64, u64)| Image {
             data_bytes: data * MIB,
             ..Image::new(disk.parse().expect("a name"), "/dev/x", size * MIB, NodeId([0; 32]))

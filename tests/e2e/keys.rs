@@ -242,6 +242,17 @@ fn phrases<const N: usize>(lab: &Lab, words: [&str; N]) -> [PathBuf; N] {
     })
 }
 
+/// Makes a repository that only a passphrase opens.
+fn init_with(lab: &Lab, passphrase: &Path) {
+    lab.ok(args![
+        "--passphrase-file",
+        passphrase,
+        "init",
+        "--encrypt",
+        "--no-recovery-key"
+    ]);
+}
+
 /// Names of the key slots.
 fn slots(lab: &Lab) -> Vec<String> {
     let listed = lab.json(args!["key", "list"]);
@@ -254,13 +265,7 @@ fn a_changed_key_opens_the_repository_and_the_old_one_does_not() {
     let lab = Lab::without_repo();
     let [first, second, third] = phrases(&lab, ["first", "second", "third"]);
     let (key, other, exported) = (lab.path("key"), lab.path("other"), lab.path("exported"));
-    lab.ok(args![
-        "--passphrase-file",
-        first,
-        "init",
-        "--encrypt",
-        "--no-recovery-key"
-    ]);
+    init_with(&lab, &first);
     let with = |phrase: &PathBuf, more: Vec<OsString>| [args!["--passphrase-file", phrase], more].concat();
     let said = lab.ok(with(&first, args!["key", "passwd", "--new-passphrase-file", second]));
     assert!(
@@ -321,13 +326,7 @@ fn a_changed_key_opens_the_repository_and_the_old_one_does_not() {
 fn a_change_that_is_killed_leaves_both_keys() {
     let lab = Lab::without_repo();
     let [first, second] = phrases(&lab, ["first", "second"]);
-    lab.ok(args![
-        "--passphrase-file",
-        first,
-        "init",
-        "--encrypt",
-        "--no-recovery-key"
-    ]);
+    init_with(&lab, &first);
     let args = || {
         args![
             "--passphrase-file",

@@ -18,6 +18,7 @@ use vbk_repo::state::{States, note_of};
 use vbk_repo::store::PruneOptions;
 
 use self::held::Held;
+use self::verdict::{Action, Said, Verdict, Why};
 use crate::args::{ForgetArgs, ProtectArgs};
 use crate::config::Keep;
 use crate::context::{Context, PROTECT};
@@ -28,8 +29,6 @@ use crate::pruning::{self, Task, prune, would_prune_without};
 use crate::signals;
 use crate::warnings::warn_of_clock;
 use crate::zone;
-
-use verdict::{Action, Said, Verdict, Why};
 
 /// JSON of the command.
 #[derive(Serialize)]

@@ -13,9 +13,16 @@ use crate::store::{Forgotten, PruneOptions, Record, StoreWriter, Terms};
 use crate::tests::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {
+    new_as(false)
+}
+
+fn new_as(encrypted: bool) -> (tempfile::TempDir, Repository) {
     let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("repo");
-    let repository = Repository::create(&path, &CreateOptions::plain(BlockSize::MIN)).expect("creates");
+    let options = CreateOptions {
+        encryption: encrypted.then(|| (Keys::generate().expect("keys"), Vec::new())),
+        ..CreateOptions::plain(BlockSize::MIN)
+    };
+    let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
     (directory, repository)
 }
 
@@ -456,12 +463,7 @@ fn spec(forgotten: &Forgotten) -> &str {
 #[test]
 fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_must_stay() {
     for encrypted in [false, true] {
-        let directory = tempfile::tempdir().expect("a directory");
-        let options = CreateOptions {
-            encryption: encrypted.then(|| (Keys::generate().expect("keys"), Vec::new())),
-            ..CreateOptions::plain(BlockSize::MIN)
-        };
-        let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
+        let (_directory, repository) = new_as(encrypted);
         let mut writer = repository.manager("test", &mut |_| true).expect("opens");
         let one = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
         let two = backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
@@ -526,12 +528,7 @@ fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_mus
 #[test]
 fn the_state_of_a_forgotten_backup_comes_back_with_it_or_goes_with_the_bin() {
     for encrypted in [false, true] {
-        let directory = tempfile::tempdir().expect("a directory");
-        let options = CreateOptions {
-            encryption: encrypted.then(|| (Keys::generate().expect("keys"), Vec::new())),
-            ..CreateOptions::plain(BlockSize::MIN)
-        };
-        let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
+        let (_directory, repository) = new_as(encrypted);
         let mut writer = repository.manager("test", &mut |_| true).expect("opens");
         let one = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
         let state = State {
