@@ -34,6 +34,10 @@ pub const ONLY_DISK: &str = "vda";
 pub struct Config {
     /// The file; `None` if it does not exist.
     pub path: Option<PathBuf>,
+    /// Directory with further files, which have guests only.
+    pub include: Option<PathBuf>,
+    /// The files of that directory, in the order of their names.
+    pub included: Vec<PathBuf>,
     /// The repository, if neither an option nor the environment names one.
     pub repository: Option<PathBuf>,
     /// Key file of the repository.
@@ -61,7 +65,15 @@ pub struct Config {
     /// Guests that --all leaves out, as patterns with `*` and `?`.
     pub exclude: Vec<String>,
     defaults: Section,
-    guests: BTreeMap<GuestName, Section>,
+    guests: BTreeMap<GuestName, GuestSection>,
+}
+
+/// A section `[guest.NAME]`.
+#[derive(Debug)]
+struct GuestSection {
+    /// The file that has it.
+    file: PathBuf,
+    settings: Section,
 }
 
 /// Ways to tell of failures, and of the end of a run over all guests.
@@ -120,24 +132,42 @@ impl Config {
         }
     }
 
-    /// Reads a file. The error for an invalid one lists every mistake in it, a line each.
+    /// Reads a file and those of the directory that it includes. The error for invalid ones lists every mistake in them, a line
+    /// each.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = safety::read(path)?;
-        let config = read::config(path, &text)
-            .map_err(|errors| Error::Usage(format!("the configuration can't be used:\n{}", errors.join("\n"))))?;
-        if let (true, Some(why)) = (config.has_commands(), others_may_write(path)) {
-            return Err(Error::Usage(format!(
-                "the configuration {} has commands in it, and other users than you and root can change it: {why}; nothing was \
-                 run",
-                path.display()
-            )));
+        let invalid =
+            |errors: Vec<String>| Error::Usage(format!("the configuration can't be used:\n{}", errors.join("\n")));
+        let mut config = read::config(path, &safety::read(path)?).map_err(invalid)?;
+        if let Some(directory) = &config.include {
+            config.included = files_of(directory)?;
+        }
+        let mut errors = Vec::new();
+        for file in config.included.clone() {
+            errors.extend(read::included(&mut config, &file, &safety::read(&file)?));
+        }
+        if !errors.is_empty() {
+            return Err(invalid(errors));
+        }
+        for file in config.files() {
+            if let (true, Some(why)) = (config.has_commands(file), others_may_write(file)) {
+                return Err(Error::Usage(format!(
+                    "the configuration {} has commands in it, and other users than you and root can change it: {why}; nothing \
+                     was run",
+                    file.display()
+                )));
+            }
         }
         Ok(config)
     }
 
+    /// Returns the files that were read.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.path.iter().chain(&self.included).map(PathBuf::as_path)
+    }
+
     /// Returns the settings of a guest, which need not have a section.
     pub fn guest(&self, name: &GuestName) -> GuestSettings {
-        GuestSettings::new(self.guests.get(name), &self.defaults)
+        GuestSettings::new(self.guests.get(name).map(|section| &section.settings), &self.defaults)
     }
 
     /// Returns the settings of guests without a section.
@@ -190,11 +220,35 @@ impl Config {
         }
     }
 
-    fn has_commands(&self) -> bool {
+    /// Returns whether a file has commands that vbk runs.
+    fn has_commands(&self, file: &Path) -> bool {
         let in_section = |section: &Section| section.pre_freeze.is_some() || section.post_thaw.is_some();
-        self.notices.on_failure.is_some()
-            || self.notices.on_success.is_some()
-            || in_section(&self.defaults)
-            || self.guests.values().any(in_section)
+        let of_all =
+            self.notices.on_failure.is_some() || self.notices.on_success.is_some() || in_section(&self.defaults);
+        let in_guest = |section: &GuestSection| section.file == file && in_section(&section.settings);
+        self.path.as_deref() == Some(file) && of_all || self.guests.values().any(in_guest)
     }
+}
+
+/// Lists the files `*.toml` of a directory by name. Those that editors and package managers leave there have other endings, or
+/// begin with a dot.
+fn files_of(directory: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error: std::io::Error| {
+        Error::Usage(format!(
+            "can't list {}, which the configuration includes: {error}",
+            directory.display()
+        ))
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let is_hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !is_hidden && path.extension().is_some_and(|ending| ending == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }

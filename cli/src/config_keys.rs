@@ -77,6 +77,10 @@ pub const KEYS: &[Key] = &[
     key(Top, "token-file", r#""/etc/vbk/token""#, "none",
         "File with the token for a vbk:// repository",
         "From `vbk token add` on the server. Readable by root alone."),
+    key(Top, "include", r#""/etc/vbk/conf.d""#, "none",
+        "Directory with further files of guests",
+        "Every file in it whose name ends with .toml is read, in the order of the names. It has [guest.NAME] sections and nothing \
+         else. Write such a file under another name and rename it: a backup that starts meanwhile would find half of it."),
     key(Top, "metrics", r#""/var/lib/prometheus/node-exporter/vbk.prom""#, "none",
         "File for metrics that Prometheus collects",
         "In the directory of node_exporter's textfile collector."),

@@ -4,7 +4,7 @@ mod settings;
 mod warnings;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vbk::guest::discover::{FoundGuest, discover};
@@ -19,6 +19,7 @@ use crate::exit::{Outcome, Result};
 use crate::machine;
 use crate::terminal::output;
 use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 /// Runs `vbk config ...`.
 pub fn run(context: &Context<'_>, command: &ConfigCommand) -> Result<Outcome> {
@@ -34,6 +35,8 @@ pub fn run(context: &Context<'_>, command: &ConfigCommand) -> Result<Outcome> {
 #[derive(Serialize)]
 struct Report<'a> {
     file: Option<&'a Path>,
+    include: Option<&'a Path>,
+    included: &'a [PathBuf],
     repository: Option<&'a Path>,
     key_file: Option<&'a Path>,
     passphrase_file: Option<&'a Path>,
@@ -71,6 +74,8 @@ fn check(context: &Context<'_>) -> Result<Outcome> {
     };
     let report = Report {
         file: config.path.as_deref(),
+        include: config.include.as_deref(),
+        included: &config.included,
         repository: config.repository.as_deref(),
         key_file: config.key_file.as_deref(),
         passphrase_file: config.passphrase_file.as_deref(),
@@ -102,6 +107,11 @@ fn check(context: &Context<'_>) -> Result<Outcome> {
     })
 }
 
+/// `/etc/vbk/conf.d, 3 files`
+fn include(directory: &Path, files: &[PathBuf]) -> String {
+    format!("{}, {}", directory.display(), units::count(files.len() as u64, "file"))
+}
+
 /// `admin@example.com, after failures and warnings`
 fn mail(report: &Report<'_>) -> Option<String> {
     let when = match report.mail_always {
@@ -117,6 +127,10 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
     let key = path(report.key_file).or_else(|| path(report.passphrase_file));
     let lines = [
         ("File", Some(file)),
+        (
+            "Include",
+            report.include.map(|directory| include(directory, report.included)),
+        ),
         (
             "Repository",
             Some(path(report.repository).unwrap_or_else(|| "none".to_owned())),

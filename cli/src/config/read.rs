@@ -13,11 +13,12 @@ use vbk_repo::name::GuestName;
 
 use self::setting::KEEP;
 use crate::args::parse;
-use crate::config::Config;
 use crate::config::settings::{NAMES as SETTINGS, Section};
+use crate::config::{Config, DEFAULT_PATH, GuestSection};
 use crate::place;
 
 pub(super) const TOP: &[&str] = &[
+    "include",
     "repository",
     "key-file",
     "passphrase-file",
@@ -48,27 +49,33 @@ type Value<'a> = Spanned<DeValue<'a>>;
 
 /// Parses the configuration, or returns every mistake as `FILE:LINE: what`, by line.
 pub(super) fn config(path: &Path, text: &str) -> Result<Config, Vec<String>> {
+    let mut config = Config {
+        path: Some(path.to_owned()),
+        ..Config::default()
+    };
+    let errors = parsed(path, text, |reader, table| reader.top(&mut config, table));
+    if errors.is_empty() { Ok(config) } else { Err(errors) }
+}
+
+/// Parses a file that the configuration includes, and returns every mistake as `FILE:LINE: what`, by line.
+pub(super) fn included(config: &mut Config, path: &Path, text: &str) -> Vec<String> {
+    parsed(path, text, |reader, table| reader.included(config, table))
+}
+
+/// Parses a file, and returns its mistakes.
+fn parsed(path: &Path, text: &str, read: impl FnOnce(&mut Reader<'_>, &DeTable<'_>)) -> Vec<String> {
     let mut reader = Reader {
         path,
         text,
         errors: Vec::new(),
         jobs: None,
     };
-    let mut config = Config {
-        path: Some(path.to_owned()),
-        ..Config::default()
-    };
     match DeTable::parse(text) {
-        Ok(table) => reader.top(&mut config, table.get_ref()),
+        Ok(table) => read(&mut reader, table.get_ref()),
         Err(error) => reader.wrong(error.span().unwrap_or_default(), error.message()),
     }
-    match reader.errors.is_empty() {
-        true => Ok(config),
-        false => {
-            reader.errors.sort();
-            Err(reader.errors.into_iter().map(|(_, text)| text).collect())
-        }
-    }
+    reader.errors.sort();
+    reader.errors.into_iter().map(|(_, text)| text).collect()
 }
 
 /// Parses a URL that is to be called.
@@ -114,6 +121,7 @@ impl Reader<'_> {
     fn top(&mut self, config: &mut Config, table: &DeTable<'_>) {
         for (key, value) in table {
             match key.get_ref().as_ref() {
+                "include" => config.include = self.path(key, value),
                 "repository" => config.repository = self.repository(key, value),
                 "encrypted" => config.encrypted = self.flag(key, value).unwrap_or_default(),
                 "key-file" => config.key_file = self.path(key, value),
@@ -142,6 +150,20 @@ impl Reader<'_> {
         }
     }
 
+    fn included(&mut self, config: &mut Config, table: &DeTable<'_>) {
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "guest" => self.guests(config, key, value),
+                name => {
+                    let main = config.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).display();
+                    let what =
+                        format!("{name} can't be set here, but in {main}: this file has [guest.NAME] sections only");
+                    self.wrong(key.span(), what);
+                }
+            }
+        }
+    }
+
     fn defaults(&mut self, config: &mut Config, key: &Spanned<impl Display>, value: &Value<'_>) {
         let Some(table) = self.table(key, value) else {
             return;
@@ -163,7 +185,6 @@ impl Reader<'_> {
         let Some(table) = self.table(key, value) else {
             return;
         };
-        let mut domains = Vec::<(GuestName, String)>::new();
         for (name, value) in table {
             let guest = GuestName::new(name.get_ref().as_ref());
             let Some(guest) = self.accept(name.span(), guest) else {
@@ -185,13 +206,26 @@ impl Reader<'_> {
                     }
                 }
             }
-            let same = |known: &&(GuestName, String)| section.domain.as_ref() == Some(&known.1);
-            if let Some((other, domain)) = domains.iter().find(same) {
+            if let Some(domain) = &section.domain
+                && let Some((other, _)) =
+                    (config.guests.iter()).find(|(_, known)| known.settings.domain.as_ref() == Some(domain))
+            {
                 let what = format!("domain {domain:?} belongs to both {other} and {guest}");
                 self.wrong(name.span(), what);
             }
-            domains.extend(section.domain.clone().map(|domain| (guest.clone(), domain)));
-            config.guests.insert(guest, section);
+            if let Some(known) = config.guests.get(&guest) {
+                let what = format!("guest {guest} also has a section in {}", known.file.display());
+                self.wrong(name.span(), what);
+                continue;
+            }
+            let file = self.path.to_owned();
+            config.guests.insert(
+                guest,
+                GuestSection {
+                    file,
+                    settings: section,
+                },
+            );
         }
     }
 

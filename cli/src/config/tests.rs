@@ -503,6 +503,113 @@ fn a_configuration_with_commands_that_others_can_write_is_refused() {
     assert!(others_may_write(&third.path().join("loop2")).is_some_and(|why| why.contains("too many links")));
 }
 
+/// Writes a configuration that includes `conf.d` beside it, and returns both.
+fn with_included(dir: &Path) -> (PathBuf, PathBuf) {
+    let (path, included) = (dir.join("config.toml"), dir.join("conf.d"));
+    fs::create_dir(&included).expect("makes");
+    let text = format!("include = {included:?}\n[defaults]\njobs = 2\nlive = true\n[guest.a]\nraw = true\n");
+    fs::write(&path, text).expect("writes");
+    (path, included)
+}
+
+#[test]
+fn a_directory_adds_guests() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, included) = with_included(dir.path());
+    assert_eq!(Config::load(&path).expect("is empty").included, [] as [PathBuf; 0]);
+    fs::write(
+        included.join("web.toml"),
+        "[guest.web1]\ndomain = 'x'\n[guest.web2]\nlive = false\n",
+    )
+    .expect("writes");
+    fs::write(
+        included.join("db.toml"),
+        "[guest.db1]\ndisks = { vda = '/dev/vg0/db1' }\n",
+    )
+    .expect("writes");
+    for other in [".db.toml", "db.toml~", "db.toml.dpkg-new", "README", ".toml"] {
+        fs::write(included.join(other), "[guest.no]\n").expect("writes");
+    }
+    let config = Config::load(&path).expect("is valid");
+    let names: Vec<_> = config.guests().map(GuestName::as_str).collect();
+    assert_eq!(names, ["a", "db1", "web1", "web2"]);
+    assert!(
+        config.guest(&guest("db1")).live && !config.guest(&guest("web2")).live,
+        "[defaults] are theirs too"
+    );
+    let files = [path, included.join("db.toml"), included.join("web.toml")];
+    assert!(config.files().eq(files.iter().map(PathBuf::as_path)));
+}
+
+#[test]
+fn every_mistake_of_included_files_is_told_with_its_place() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, included) = with_included(dir.path());
+    fs::write(included.join("1.toml"), "[guest.b]\ndomain = 'x'\n[guest.a]\n").expect("writes");
+    fs::write(
+        included.join("2.toml"),
+        "jobs = 3\n[guest.c]\ndomain = 'x'\n[defaults]\n",
+    )
+    .expect("writes");
+    fs::write(included.join("3.toml"), "[guest.d]\nrraw = true\n").expect("writes");
+    fs::write(included.join("4.toml"), "[guest.e\n").expect("writes");
+    let error = Config::load(&path).expect_err("is refused").message();
+    let (path, at) = (path.display(), included.display());
+    let wanted = [
+        format!("{at}/1.toml:3: guest a also has a section in {path}"),
+        format!("{at}/2.toml:1: jobs can't be set here, but in {path}: this file has [guest.NAME] sections only"),
+        format!("{at}/2.toml:2: domain \"x\" belongs to both b and c"),
+        format!("{at}/2.toml:4: defaults can't be set here, but in {path}: this file has [guest.NAME] sections only"),
+        format!("{at}/3.toml:2: unknown key rraw in [guest.d]; nearest known key: raw"),
+    ];
+    let lines: Vec<_> = error.lines().skip(1).collect();
+    assert_eq!(lines[..5], wanted);
+    assert!(
+        lines[5].starts_with(&format!("{at}/4.toml:1: ")) && lines.len() == 6,
+        "{lines:#?}"
+    );
+}
+
+#[test]
+fn a_directory_that_can_not_be_read_is_no_empty_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, included) = with_included(dir.path());
+    symlink("gone", included.join("web.toml")).expect("links");
+    let error = Config::load(&path).expect_err("leads nowhere").message();
+    assert!(
+        error.contains("can't read the configuration") && error.contains("conf.d/web.toml"),
+        "{error}"
+    );
+    fs::remove_dir_all(&included).expect("removes");
+    let error = Config::load(&path).expect_err("is not there").message();
+    assert!(
+        error.contains("conf.d, which the configuration includes: No such file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn commands_of_included_files_are_refused_where_others_can_write() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, included) = with_included(dir.path());
+    let (one, two) = (included.join("one.toml"), included.join("two.toml"));
+    fs::write(&one, "[guest.one]\npre-freeze = 'true'\n").expect("writes");
+    fs::write(&two, "[guest.two]\n").expect("writes");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
+    mode(&one, 0o644);
+    mode(&two, 0o666);
+    Config::load(&path).expect("the file that others can change has no commands");
+    mode(&one, 0o666);
+    let error = Config::load(&path).expect_err("is refused").message();
+    assert!(
+        error.contains("conf.d/one.toml has commands") && error.contains("writable by everybody"),
+        "{error}"
+    );
+    mode(&one, 0o644);
+    mode(&included, 0o777);
+    assert!(Config::load(&path).is_err(), "others can replace it");
+}
+
 #[test]
 fn a_named_configuration_file_must_exist() {
     let dir = tempfile::tempdir().expect("a directory");

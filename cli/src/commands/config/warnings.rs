@@ -50,9 +50,8 @@ fn missing_programs(notices: &Notices) -> Vec<String> {
 /// Lists the problems with the file itself, with what it says of the repository, and with `[defaults]`.
 fn file_warnings(config: &Config, found: &Found) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Some(why) = config.path.as_deref().and_then(others_may_write) {
-        warnings.push(format!("other users can change the configuration: {why}"));
-    }
+    let changeable = config.files().filter_map(others_may_write);
+    warnings.extend(changeable.map(|why| format!("other users can change the configuration: {why}")));
     match config.repository.as_deref() {
         None => warnings.push(
             "no repository is set: write repository = \"DIR\"; a run started by a timer does not see VBK_REPO of a shell"
