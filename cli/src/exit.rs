@@ -302,7 +302,7 @@ impl Error {
     fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             _ if matches!(self, Self::Distrusted(_)) => None,
-            _ if matches!(self, Self::KeyFile { .. } | Self::Unopened(_)) => Some(
+            _ if self.is_of_key() => Some(
                 "another key file, a passphrase, the recovery key (given as a passphrase) or an exported key may open the \
                  repository; `vbk key list` lists its key slots without a key",
             ),
@@ -371,6 +371,17 @@ impl Error {
             | ErrorKind::Invalid
             | ErrorKind::Unsupported
             | ErrorKind::Interrupted => None,
+        }
+    }
+
+    /// Returns whether the key that was given does not open the repository.
+    fn is_of_key(&self) -> bool {
+        match self {
+            Self::KeyFile { .. } | Self::Unopened(_) => true,
+            Self::Repository(error) | Self::Other { source: error, .. } => {
+                matches!(error, vbk_repo::Error::WrongKey { .. })
+            }
+            _ => false,
         }
     }
 
@@ -510,6 +521,13 @@ mod tests {
         }
         let local = Error::io("write /srv/x")(Io::PermissionDenied.into());
         assert!(local.message().contains("hint"), "{}", local.message());
+    }
+
+    #[test]
+    fn a_wrong_key_is_no_matter_of_permissions() {
+        let wrong = Error::Repository(vbk_repo::Error::WrongKey { what: "x".into() });
+        assert_eq!((wrong.word(), wrong.exit_code()), ("denied", 1));
+        assert!(wrong.message().contains("`vbk key list`"), "{}", wrong.message());
     }
 
     #[test]
