@@ -15,7 +15,7 @@
 //! ```` ```yaml ```` with promtool if that is installed; one of ```` ```text ```` has no commands. Other blocks need a mark.
 //! Times, sizes, ids and rates may differ (docs/compare.rs).
 //!
-//! `VBK_DOCS=write` writes what the commands print into the pages, where it differs.
+//! `VBK_DOCS=write` writes what the commands print into the pages: all of it, so that times and sizes of a page are those of one run.
 
 mod compare;
 mod keys;
@@ -158,6 +158,7 @@ fn check(file: &str) {
     let page = load(file);
     let mut wrong = marks(&page);
     let (mut stale, mut edits) = (Vec::new(), Vec::new());
+    let mut backups = Vec::new();
     if page.is_run() {
         let lab = Lab::without_repo();
         let printed = script::run(&lab, &page).unwrap_or_else(|error| panic!("{error}"));
@@ -169,8 +170,11 @@ fn check(file: &str) {
                     let lines: Vec<_> = printed.output.trim_end().lines().collect();
                     if let Some(difference) = compare::difference(&shown, &lines, step.exit, printed.exit) {
                         stale.push(format!("{file}:{}: $ {}\n{difference}", step.line, step.command));
-                        edits.push((step, compare::rewritten(&shown, &lines, printed.exit)));
                     }
+                    for (shown, printed) in compare::backups(&shown, &lines) {
+                        backups.push((step.line, shown.to_owned(), printed.to_owned()));
+                    }
+                    edits.push((step, compare::rewritten(&shown, &lines, printed.exit)));
                 }
                 Part::Keys { keys, .. } => {
                     let difference = keys::difference(keys, &printed.output);
@@ -184,9 +188,14 @@ fn check(file: &str) {
             }
         }
     }
+    for (line, shown, _) in confused(&backups) {
+        stale.push(format!(
+            "{file}:{line}: {shown} is another backup than elsewhere on this page, or has another name there"
+        ));
+    }
     if std::env::var_os("VBK_DOCS").is_some_and(|mode| mode == "write") && !edits.is_empty() {
         fs::write(root().join(file), page.with(edits)).expect("writes a page");
-        println!("{file} is rewritten. This differed:\n\n{}", stale.join("\n\n"));
+        println!("{file} is written anew. This differed:\n\n{}", stale.join("\n\n"));
         stale.clear();
     }
     wrong.extend(stale);
@@ -195,6 +204,15 @@ fn check(file: &str) {
         "{file} is not what vbk prints; VBK_DOCS=write writes its output into the page\n\n{}",
         wrong.join("\n\n")
     );
+}
+
+/// Those of a page's backups whose names, as the page shows them, are not those of one backup each: its line, its name on the page,
+/// and the one that was printed.
+fn confused(backups: &[(usize, String, String)]) -> impl Iterator<Item = &(usize, String, String)> {
+    backups.iter().enumerate().filter_map(|(at, this)| {
+        let is_other = |known: &(usize, String, String)| (known.1 == this.1) != (known.2 == this.2);
+        backups[..at].iter().any(is_other).then_some(this)
+    })
 }
 
 /// Prints what is not run and why, and gives what is wrong with it.

@@ -145,7 +145,7 @@ fn split_opening(word: &str) -> (&str, &str) {
 
 /// What differs, if something does: `- ` for a line of the page, `+ ` for one that was printed.
 pub fn difference(shown: &[&str], printed: &[&str], shown_exit: i32, exit: i32) -> Option<String> {
-    if shown_exit == exit && is_same(shown, printed) {
+    if shown_exit == exit && aligned(shown, printed).is_some() {
         return None;
     }
     let mut text = String::new();
@@ -174,14 +174,41 @@ fn numbered(lines: &[&str]) -> Vec<String> {
     lines.iter().map(|line| placeholders(line)).collect()
 }
 
-/// Returns whether the lines are the same but for placeholders, where `...` is any lines, at least one.
-fn is_same(shown: &[&str], printed: &[&str]) -> bool {
-    let Some(cut) = shown.iter().position(|line| *line == LEFT_OUT) else {
-        return numbered(shown) == numbered(printed);
+/// The printed lines below those of the page, if they are the same but for placeholders. `...` is any lines, at least one, and has
+/// none.
+fn aligned<'a>(shown: &[&str], printed: &[&'a str]) -> Option<Vec<Option<&'a str>>> {
+    let cut = shown.iter().position(|line| *line == LEFT_OUT);
+    let head = cut.unwrap_or(shown.len());
+    if printed.len() < head || numbered(&shown[..head]) != numbered(&printed[..head]) {
+        return None;
+    }
+    let mut lines: Vec<_> = printed[..head].iter().copied().map(Some).collect();
+    let Some(cut) = cut else {
+        return (printed.len() == head).then_some(lines);
     };
-    let (head, tail) = (&shown[..cut], &shown[cut + 1..]);
-    let starts = printed.len() > cut && numbered(head) == numbered(&printed[..cut]);
-    starts && (cut + 1..=printed.len()).any(|from| is_same(tail, &printed[from..]))
+    let tail = (cut + 1..=printed.len()).find_map(|from| aligned(&shown[cut + 1..], &printed[from..]))?;
+    lines.push(None);
+    lines.extend(tail);
+    Some(lines)
+}
+
+/// The backups that the lines of a page name, `GUEST@TIME`, each with the one that was printed in its place.
+pub fn backups<'a>(shown: &[&'a str], printed: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let lines = aligned(shown, printed).unwrap_or_default();
+    let pairs = shown
+        .iter()
+        .zip(lines)
+        .filter_map(|(shown, printed)| Some((shown, printed?)));
+    let pairs = pairs.flat_map(|(shown, printed)| backups_in(shown).zip(backups_in(printed)));
+    pairs.collect()
+}
+
+fn backups_in(line: &str) -> impl Iterator<Item = &str> {
+    let words = line.split(|char: char| !(char.is_ascii_alphanumeric() || "@-_.".contains(char)));
+    words.filter(|word| {
+        let time = word.split_once('@').and_then(|(_, time)| Some((time, pattern(time)?)));
+        time.is_some_and(|(time, (len, placeholder))| placeholder == "<TIME>" && len == time.len())
+    })
 }
 
 /// The pairs of a longest common subsequence.
@@ -212,7 +239,12 @@ fn common(ours: &[String], theirs: &[String]) -> Vec<(usize, usize)> {
 /// What a page is to show: all that was printed, but for as many lines as it left out in the middle.
 pub fn rewritten(shown: &[&str], printed: &[&str], exit: i32) -> Vec<String> {
     let mut lines: Vec<String> = printed.iter().map(|line| (*line).to_owned()).collect();
-    if let Some(cut) = shown.iter().position(|line| *line == LEFT_OUT) {
+    if let Some(same) = aligned(shown, printed) {
+        lines = same
+            .into_iter()
+            .map(|line| line.unwrap_or(LEFT_OUT).to_owned())
+            .collect();
+    } else if let Some(cut) = shown.iter().position(|line| *line == LEFT_OUT) {
         let tail = shown.len() - cut - 1;
         if cut + tail < lines.len() {
             let from = lines.len() - tail;
@@ -278,13 +310,37 @@ mod tests {
 
     #[test]
     fn three_dots_are_lines_that_are_left_out() {
+        let is_same = |shown: &[&str], printed: &[&str]| aligned(shown, printed).is_some();
         assert!(is_same(&["a", "...", "z"], &["a", "b", "c", "z"]));
         assert!(is_same(&["a", "..."], &["a", "b"]));
         assert!(!is_same(&["a", "...", "z"], &["a", "z"]));
         assert!(!is_same(&["a", "...", "z"], &["b", "c", "z"]));
         assert_eq!(
+            rewritten(&["...", "1 B", "...", "2 B"], &["a", "3 B", "b", "c", "4 B"], 0),
+            ["...", "3 B", "...", "4 B"]
+        );
+        assert_eq!(
             rewritten(&["a", "...", "z"], &["1", "2", "3", "4"], 3),
             ["1", "...", "4", "(exit 3)"]
         );
+    }
+
+    #[test]
+    fn backups_are_found_in_pairs() {
+        let shown = [
+            "made web1@2026-11-21T09-29-33Z,",
+            "...",
+            "b@2026-11-21T09-29-34Z  2 MiB  see a@b and web1@latest",
+        ];
+        let printed = [
+            "made web1@2026-12-01T00-00-00Z,",
+            "",
+            "b@2026-12-01T00-00-01Z 3 MiB see a@b and web1@latest",
+        ];
+        let pairs = [
+            ("web1@2026-11-21T09-29-33Z", "web1@2026-12-01T00-00-00Z"),
+            ("b@2026-11-21T09-29-34Z", "b@2026-12-01T00-00-01Z"),
+        ];
+        assert_eq!(backups(&shown, &printed), pairs);
     }
 }
