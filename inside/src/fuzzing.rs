@@ -105,7 +105,7 @@ pub(crate) fn contents(devices: impl IntoIterator<Item = SharedDevice>) {
 /// Reads the logical volumes on some disks, and writes to them.
 pub(crate) fn groups(disks: &[SharedDevice]) {
     let members = disks.iter().filter_map(|disk| {
-        let volume = lvm::physical_volume(disk).ok()?;
+        let volume = lvm::physical_volume(&**disk).ok()?;
         Some((volume, Arc::clone(disk)))
     });
     for group in lvm::assemble(members.collect()) {
