@@ -17,6 +17,8 @@ pub enum Outcome {
     Damage,
     /// Nothing could be done; the output says why.
     Failed,
+    /// The state that `vbk status --check` found, with the exit code that monitoring programs want.
+    Checked(u8),
 }
 
 /// Error that ends a command.
@@ -204,7 +206,7 @@ impl Outcome {
     /// Returns the outcome of two parts of a command. Damage is said before all else.
     pub fn worse(self, other: Self) -> Self {
         let rank = |outcome| match outcome {
-            Self::Done => 0,
+            Self::Done | Self::Checked(_) => 0,
             Self::Warnings => 1,
             Self::Failed => 2,
             Self::Damage => 3,
@@ -227,6 +229,7 @@ impl Outcome {
             Self::Failed => 1,
             Self::Warnings => 3,
             Self::Damage => 4,
+            Self::Checked(code) => code,
         })
     }
 }

@@ -227,7 +227,7 @@ fn a_target_in_use_is_refused_and_a_dry_run_of_it_is_approximate() {
 fn what_can_not_be_compared_is_refused() {
     let lab = lab_with_a_backup();
     let before = names_in(lab.dir());
-    let (missing, image) = (lab.path("missing.img"), lab.path("disk.img"));
+    let missing = lab.path("missing.img");
     for more in [args![], args!["--dry-run"]] {
         let mut all = args!["restore", "web1@latest", missing, "--differential"];
         all.extend(more);

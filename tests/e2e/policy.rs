@@ -24,7 +24,7 @@ fn a_forgotten_backup_comes_back_until_it_is_pruned() {
     let bin = lab.json(args!["list", "--forgotten"]);
     assert_eq!(str_of(&bin["backups"][0], "backup"), first);
     assert!(lab.ok(args!["list", "--forgotten"]).contains("the next prune"));
-    lab.run(args!["unforget", "web2"]).code(2).says(&["not in the bin"]);
+    lab.run(args!["unforget", "web2"]).code(1).says(&["not in the bin"]);
     let part = first.split_once('T').expect("a time").0;
     lab.run(args!["unforget", part]).code(2).says(&[
         part,
