@@ -59,6 +59,27 @@ pub fn improved(mut error: ClapError, words: &[OsString]) -> ClapError {
     error
 }
 
+/// Returns an error of the command line for scripts: the message in one line, and its tips.
+pub fn parts(error: &ClapError) -> (String, Option<String>) {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return ("a command is missing; --help lists the commands".to_owned(), None);
+    }
+    let text = error.render().to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage: "));
+    let (tips, message): (Vec<_>, Vec<_>) = lines
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+        .partition(|line| line.starts_with("tip: "));
+    let tips: Vec<_> = tips.iter().map(|line| line.trim_start_matches("tip: ")).collect();
+    let message = message.join(" ");
+    (
+        message.trim_start_matches("error: ").to_owned(),
+        Some(tips.join("; ")).filter(|tips| !tips.is_empty()),
+    )
+}
+
 /// Adds advice to an error of a command whose words name something that does not exist or is not a backup.
 pub fn amended(error: Error, words: &[OsString]) -> Error {
     use vbk_repo::Error as Repository;
@@ -396,6 +417,30 @@ mod tests {
             error.contains("tip: --token-file, ") && error.matches("tip:").count() == 1,
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_error_for_scripts_is_a_message_in_one_line_and_a_tip() {
+        let parts_of = |text: &str| {
+            let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+            parts(&improved(
+                args::command().try_get_matches_from(&words).expect_err(text),
+                &words,
+            ))
+        };
+        let (message, hint) = parts_of("vbk bakcup");
+        assert_eq!(message, "unrecognized subcommand 'bakcup'");
+        assert!(hint.is_some_and(|hint| hint.contains("'backup'")));
+        let (message, hint) = parts_of("vbk diff");
+        assert_eq!(
+            (message.as_str(), hint),
+            (
+                "the following required arguments were not provided: <BEFORE> <AFTER>",
+                None
+            )
+        );
+        let (message, _) = parts_of("vbk key");
+        assert_eq!(message, "a command is missing; --help lists the commands");
     }
 
     #[test]

@@ -63,13 +63,37 @@ impl fmt::Display for Signature {
     }
 }
 
-/// Returns the identities of a disk, in the order of the disk's partitions; none for a blank disk and for one with unknown
-/// content. An error means that the disk could not be read.
-pub fn signatures(disk: &dyn Device) -> io::Result<Vec<Signature>> {
-    let table = read_table(disk)?;
-    let mut found: Vec<_> = of_table(disk, &table)?.into_iter().collect();
+/// Identities of a disk.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The identities, in the order of the disk's partitions; none for a blank disk and for one with unknown content.
+    pub signatures: Vec<Signature>,
+    /// First error of reading; there may be more identities.
+    pub error: Option<io::Error>,
+}
+
+impl Found {
+    fn add(&mut self, found: io::Result<Option<Signature>>) {
+        match found {
+            Ok(found) => self.signatures.extend(found),
+            Err(error) => _ = self.error.get_or_insert(error),
+        }
+    }
+}
+
+/// Returns the identities of a disk. A part that can't be read does not hide the others.
+pub fn signatures(disk: &dyn Device) -> Found {
+    let mut found = Found::default();
+    let table = match read_table(disk) {
+        Ok(table) => table,
+        Err(error) => {
+            found.error = Some(error);
+            return found;
+        }
+    };
+    found.add(of_table(disk, &table));
     if table.kind == TableKind::None {
-        found.extend(of_volume(disk, None)?);
+        found.add(of_volume(disk, None));
     }
     for partition in table.partitions.iter().take(MAX_PARTITIONS) {
         let part = Part {
@@ -77,9 +101,9 @@ pub fn signatures(disk: &dyn Device) -> io::Result<Vec<Signature>> {
             offset_bytes: partition.offset_bytes,
             size_bytes: partition.size_bytes,
         };
-        found.extend(of_volume(&part, Some(partition.number))?);
+        found.add(of_volume(&part, Some(partition.number)));
     }
-    Ok(found)
+    found
 }
 
 /// A partition.

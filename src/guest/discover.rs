@@ -51,6 +51,7 @@ pub struct ConfiguredGuest {
 #[serde(rename_all = "kebab-case")]
 pub enum FoundBy {
     /// The configuration.
+    #[serde(rename = "configuration")]
     Configured,
     /// libvirt.
     Libvirt,

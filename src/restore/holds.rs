@@ -33,30 +33,24 @@ pub(super) fn compare(path: &Path, old: &OldDisk<'_>, image: &ImageReader) -> Ho
             what,
         })
     };
-    let found = match signatures(old) {
-        Ok(found) => found,
-        Err(error) => {
-            return Holds {
-                found: Vec::new(),
-                refusal: refusal(format!("something that can't be read ({error})")),
-            };
-        }
-    };
+    // What can't be read can't be recognised, and is written again.
+    let found = signatures(old).signatures;
     if found.is_empty() {
         return Holds::default();
     }
-    let refused = match signatures(&Whole(image)) {
-        Err(error) => refusal(format!(
+    let own = signatures(&Whole(image));
+    let other = || {
+        found
+            .iter()
+            .filter(|it| !own.signatures.iter().any(|own| own.is_same(it)))
+    };
+    let refused = match (other().next(), own.error) {
+        (None, _) => None,
+        (Some(_), None) => refusal(format!("another disk: {}", list(other()))),
+        (Some(_), Some(error)) => refusal(format!(
             "{}, which can't be compared with the backup's disk ({error})",
-            list(found.iter())
+            list(other())
         )),
-        Ok(own) => {
-            let other = || found.iter().filter(|it| !own.iter().any(|own| own.is_same(it)));
-            match other().next() {
-                None => None,
-                Some(_) => refusal(format!("another disk: {}", list(other()))),
-            }
-        }
     };
     Holds {
         found: found.iter().map(ToString::to_string).collect(),

@@ -8,6 +8,13 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The identities of a disk that can be read.
+fn found(disk: &dyn Device) -> Vec<Signature> {
+    let found = signatures(disk);
+    assert!(found.error.is_none(), "{found:?}");
+    found.signatures
+}
+
 const UUID: &str = "6b1a2f0e-0d1f-4c55-9a5e-1d2c3b4a5f60";
 
 fn empty(size_bytes: u64) -> tempfile::NamedTempFile {
@@ -30,7 +37,7 @@ fn run(tool: &str, args: &[&str], file: &tempfile::NamedTempFile) {
 fn made_by(tool: &str, args: &[&str]) -> Vec<Signature> {
     let file = empty(160 << 20);
     run(tool, args, &file);
-    signatures(&File::open(file.path()).expect("opens")).expect("reads")
+    found(&File::open(file.path()).expect("opens"))
 }
 
 #[test]
@@ -98,9 +105,9 @@ fn a_luks_volume_has_its_uuid() {
         &[&args[..], &["--uuid", UUID, "--key-file", key]].concat(),
         &file,
     );
-    let found = signatures(&File::open(file.path()).expect("opens")).expect("reads");
+    let all = found(&File::open(file.path()).expect("opens"));
     assert_eq!(
-        found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        all.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [format!("LUKS {UUID}")]
     );
 }
@@ -117,8 +124,8 @@ fn a_table_and_its_partitions_are_named() {
         &["-q", "-U", disk, "-n", "1:2048:+16M", "-n", "5:0:+16M"],
         &file,
     );
-    let found = signatures(&File::open(file.path()).expect("opens")).expect("reads");
-    let shown: Vec<_> = found.iter().map(ToString::to_string).collect();
+    let all = found(&File::open(file.path()).expect("opens"));
+    let shown: Vec<_> = all.iter().map(ToString::to_string).collect();
     assert_eq!(shown, [format!("GPT {disk}"), "ext4 'it_s' on partition 1".to_owned()]);
 
     let mut mbr = vec![0; 1 << 20];
@@ -127,18 +134,48 @@ fn a_table_and_its_partitions_are_named() {
     mbr[446 + 8] = 8;
     mbr[446 + 12] = 8;
     mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
-    let found = signatures(&mbr).expect("reads");
+    let all = found(&mbr);
     assert_eq!(
-        found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        all.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["MBR 12345678"]
     );
 }
 
+/// A disk whose bytes from an offset on can't be read.
+struct Broken(Vec<u8>, u64);
+
+impl Device for Broken {
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        match offset_bytes + buf.len() as u64 > self.1 {
+            true => Err(io::Error::other("broken")),
+            false => self.0.read_at(offset_bytes, buf),
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+}
+
+#[test]
+fn what_can_not_be_read_does_not_hide_the_rest() {
+    let mut mbr = vec![0; 1 << 20];
+    mbr[440] = 7;
+    mbr[446 + 4] = 0x83;
+    mbr[446 + 8] = 8;
+    mbr[446 + 12] = 8;
+    mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
+    for (readable_bytes, count) in [(4096, 1), (0, 0)] {
+        let found = signatures(&Broken(mbr.clone(), readable_bytes));
+        assert!(found.error.is_some() && found.signatures.len() == count, "{found:?}");
+    }
+}
+
 #[test]
 fn a_blank_or_unknown_disk_has_none() {
-    assert_eq!(signatures(&vec![0; 1 << 20]).expect("reads"), []);
-    assert_eq!(signatures(&vec![0xa5; 1 << 20]).expect("reads"), []);
-    assert_eq!(signatures(&vec![0; 3]).expect("reads"), []);
+    assert_eq!(found(&vec![0; 1 << 20]), []);
+    assert_eq!(found(&vec![0xa5; 1 << 20]), []);
+    assert_eq!(found(&vec![0; 3]), []);
 }
 
 #[test]
@@ -163,6 +200,6 @@ proptest! {
         let mut disk = vec![0; 1 << 18];
         disk[..4].copy_from_slice(b"XFSB");
         disk[at..at + bytes.len()].copy_from_slice(&bytes);
-        prop_assert!(signatures(&disk).is_ok());
+        prop_assert!(signatures(&disk).error.is_none());
     }
 }
