@@ -438,6 +438,7 @@ mod tests {
         // Of other programs, of vbk's own processes, and of commands that the configuration names.
         let others = [
             "VBK_BACKGROUND_LOG",
+            "VBK_BACKGROUND_SECRETS",
             "VBK_GUEST",
             "VBK_GUESTS",
             "VBK_ERROR",

@@ -18,7 +18,7 @@ use crate::probe::{containers, probe_all};
 use crate::testing::{Content, MemoryTree};
 use crate::volumes::{self, Disk, Secrets, Trees};
 use crate::walk::Walk;
-use crate::{guest, luks, lvm, partition};
+use crate::{guest, luks, lvm, partition, signature};
 
 /// An entry point.
 #[derive(Clone, Copy)]
@@ -86,6 +86,9 @@ fn partitions(disk: &dyn Device) {
 fn probe(volume: &SharedDevice) {
     if let Ok(probed) = probe_all(&**volume) {
         let _ = (probed.content.to_string(), containers::describe(probed.content, volume));
+    }
+    for signature in signature::signatures(&**volume).signatures {
+        let _ = signature.to_string();
     }
 }
 
