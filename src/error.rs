@@ -125,6 +125,14 @@ pub enum Error {
         /// Holder of the target, as far as known.
         what: String,
     },
+    /// A device holds another disk.
+    #[error("{path} holds {what}; nothing was written. --force overwrites it")]
+    TargetHolds {
+        /// The target.
+        path: PathBuf,
+        /// Its content.
+        what: String,
+    },
     /// The target's file system has too little free space for the image's data.
     #[error("{path}: {} are needed and {} are free; nothing was written", size(*.need_bytes), size(*.have_bytes))]
     NoRoom {
@@ -274,6 +282,7 @@ impl Error {
             | Self::HardLinked(_)
             | Self::FormatNeedsFile { .. }
             | Self::TargetTooSmall { .. }
+            | Self::TargetHolds { .. }
             | Self::ForeignLink { .. }
             | Self::Container { .. }
             | Self::NoSectors { .. }

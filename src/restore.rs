@@ -4,6 +4,8 @@ mod changes;
 mod damage;
 pub mod differential;
 pub mod guest;
+mod holds;
+pub mod preview;
 mod watch;
 mod write;
 
@@ -41,7 +43,7 @@ pub struct RestoreOptions {
     pub format: Format,
     /// Changes to make to the restored disk, in the format [`Format::Raw`].
     pub changes: Option<DiskChanges>,
-    /// Replace an existing file, and write to a device that a program has open for writing.
+    /// Replace an existing file, write to a device that a program has open for writing, and overwrite another disk.
     pub force: bool,
     /// Extent of the writing to a device.
     pub fill: Fill,
@@ -110,7 +112,7 @@ pub fn restore(
     cancel: &AtomicBool,
     observer: &dyn Observer,
 ) -> Result<Restored> {
-    let mut restore = Restore::open(image.size_bytes(), data_bytes, path, options)?;
+    let mut restore = Restore::open(image, data_bytes, path, options)?;
     restore.write(image, Effort::Full, cancel, observer)?;
     restore.finish(options.changes.as_ref(), cancel)
 }
@@ -135,8 +137,10 @@ pub enum Effort {
 }
 
 impl Restore {
-    /// Checks and claims the target. Nothing is written yet.
-    pub fn open(size_bytes: u64, data_bytes: u64, path: &Path, options: &RestoreOptions) -> Result<Self> {
+    /// Checks and claims the target. Nothing is written yet. A device that holds another disk is refused, except a new
+    /// volume ([`Fill`]): it may hold what others left in its place.
+    pub fn open(image: &ImageReader, data_bytes: u64, path: &Path, options: &RestoreOptions) -> Result<Self> {
+        let size_bytes = image.size_bytes();
         let target = match options.format {
             Format::Raw => Target::open(path, size_bytes, data_bytes, options.force)?,
             Format::Qcow2 => {
@@ -144,6 +148,9 @@ impl Restore {
                 Target::create(path, Qcow2::NAME, need_bytes, options.force)?
             }
         };
+        if options.fill == Fill::Image && !options.force {
+            check_content(&target, image)?;
+        }
         Ok(Self {
             target,
             options: options.clone(),
@@ -221,6 +228,15 @@ impl Restore {
             damaged: self.damaged,
             behind,
         })
+    }
+}
+
+/// Fails if the target holds another disk.
+fn check_content(target: &Target, image: &ImageReader) -> Result<()> {
+    let compare = |old| holds::compare(target.path(), &old, image);
+    match target.old_disk().map(compare).and_then(|holds| holds.refusal) {
+        Some(refusal) => Err(refusal),
+        None => Ok(()),
     }
 }
 

@@ -18,6 +18,9 @@ use crate::args::{self, InsidePath};
 use crate::exit::Error;
 use crate::terminal::printable;
 
+/// Options that `vbk copy` has not, for the repository that is copied to.
+const TO_OPTIONS: [&str; 3] = ["--to-token-file", "--to-key-file", "--to-passphrase-file"];
+
 /// Adds advice to an error of the command line. Its usage line becomes that of the whole command: clap's own lists options that
 /// only the environment has set.
 pub fn improved(mut error: ClapError, words: &[OsString]) -> ClapError {
@@ -47,12 +50,34 @@ pub fn improved(mut error: ClapError, words: &[OsString]) -> ClapError {
     tips.retain(|tip| !tip.to_string().contains("as a value, use"));
     if let Some(tip) = tip {
         error.remove(ContextKind::SuggestedSubcommand);
+        error.remove(ContextKind::SuggestedArg);
         tips = vec![tip.into()];
     }
     if !tips.is_empty() {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
     }
     error
+}
+
+/// Returns an error of the command line for scripts: the message in one line, and its tips.
+pub fn parts(error: &ClapError) -> (String, Option<String>) {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return ("a command is missing; --help lists the commands".to_owned(), None);
+    }
+    let text = error.render().to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage: "));
+    let (tips, message): (Vec<_>, Vec<_>) = lines
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+        .partition(|line| line.starts_with("tip: "));
+    let tips: Vec<_> = tips.iter().map(|line| line.trim_start_matches("tip: ")).collect();
+    let message = message.join(" ");
+    (
+        message.trim_start_matches("error: ").to_owned(),
+        Some(tips.join("; ")).filter(|tips| !tips.is_empty()),
+    )
 }
 
 /// Adds advice to an error of a command whose words name something that does not exist or is not a backup.
@@ -105,13 +130,32 @@ fn tip(line: &Line<'_>, is_disk: &dyn Fn(&Path) -> bool) -> Option<String> {
         }
         (["list"], [backup]) if is_backup(backup) => {
             format!(
-                "`vbk list` takes guests; to see one backup: `vbk show {}`",
+                "`vbk list` takes guests; to see one backup: `{} show {}`",
+                line.program(),
                 line::quoted(backup)
             )
         }
         (["forget"], [guest]) if line.has_option("--all") && is_guest(guest) => {
-            format!("for all backups of a guest: `vbk forget --guest {guest} --all`")
+            format!(
+                "for all backups of a guest: `{} forget --guest {guest} --all`",
+                line.program()
+            )
         }
+        (["restore"], [file, rest @ ..]) if is_path_inside(file) && !is_backup(file) => format!(
+            "`vbk restore` writes whole disks; to copy files: `{} cp {} {}`",
+            line.program(),
+            line::quoted(file),
+            rest.first().map_or_else(|| "TARGET".to_owned(), |target| line::quoted(target))
+        ),
+        (["copy"], _) if TO_OPTIONS.iter().any(|option| line.has_option(option)) => {
+            "--token-file, --key-file and --passphrase-file are for the repository that is copied to, those with --from- \
+             for the other"
+                .to_owned()
+        }
+        (["diff"], [guest]) if is_guest(guest) => format!(
+            "name two backups, e.g. `{0} diff {guest}@2026-11-20 {guest}@latest`; `{0} list {guest}` lists all",
+            line.program()
+        ),
         ([command], words) => latest_tip(line, command, words, is_disk)?,
         _ => return None,
     };
@@ -152,6 +196,12 @@ fn latest_tip(line: &Line<'_>, command: &str, words: &[&str], is_disk: &dyn Fn(&
     for (at, word) in words.iter().enumerate().take(backups) {
         let end = word.find(['/', ':']).unwrap_or(word.len());
         let (name, rest) = word.split_at(end);
+        if let Some((guest, when)) = name.split_once('@')
+            && is_nearly_latest(when)
+        {
+            let meant = format!("{guest}@latest{rest}");
+            return Some(format!("did you mean {}?", line.replaced(at, &meant)));
+        }
         if is_backup(name) || is_disk(Path::new(word)) {
             continue;
         }
@@ -172,10 +222,20 @@ fn latest_tip(line: &Line<'_>, command: &str, words: &[&str], is_disk: &dyn Fn(&
         with_latest.replace(at, &format!("{name}@latest{rest}"));
     }
     let guest = guest?;
+    let digits = match guest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => "; a shortened id has at least 4 digits",
+        false => "",
+    };
     Some(format!(
-        "for the newest backup of {guest}: {}; `vbk list {guest}` lists all",
-        with_latest.command()
+        "for the newest backup of {guest}: {}; `{} list {guest}` lists all{digits}",
+        with_latest.command(),
+        line.program()
     ))
+}
+
+/// Returns whether a word is `latest` with a mistake or two.
+fn is_nearly_latest(word: &str) -> bool {
+    word != "latest" && word.len() > 3 && strsim::damerau_levenshtein(word, "latest") <= 2
 }
 
 fn is_guest(word: &str) -> bool {
@@ -246,6 +306,12 @@ mod tests {
             ("vbk cp -r . web1@latest:/etc", "vbk cp -r web1@latest:/etc ."),
             ("vbk list web1@latest", "vbk show web1@latest"),
             ("vbk forget web1 --all", "vbk forget --guest web1 --all"),
+            (
+                "vbk forget web1 --all -r/repo",
+                "vbk -r /repo forget --guest web1 --all",
+            ),
+            ("vbk list web1@latest --repo /repo", "vbk -r /repo show web1@latest"),
+            ("vbk restore web1@latest:/etc .", "vbk cp web1@latest:/etc ."),
         ] {
             let tip = tip_of(typed).unwrap_or_else(|| panic!("no tip for {typed}"));
             assert!(tip.contains(&format!("`{meant}`")), "{typed}: {tip}");
@@ -269,6 +335,11 @@ mod tests {
             ),
             ("vbk protect web1 db1", "vbk protect web1@latest db1@latest"),
             ("vbk show latest", "vbk show GUEST@latest"),
+            ("vbk show web1@latst", "vbk show web1@latest"),
+            ("vbk restore web1@lastest/vda x", "vbk restore web1@latest/vda x"),
+            ("vbk diff web1", "vbk diff web1@2026-11-20 web1@latest"),
+            ("vbk show a9", "vbk show a9@latest"),
+            ("vbk -r /repo show web1", "vbk -r /repo list web1"),
         ] {
             let tip = tip_of(typed).unwrap_or_else(|| panic!("no tip for {typed}"));
             assert!(tip.contains(&format!("`{meant}`")), "{typed}: {tip}");
@@ -297,7 +368,6 @@ mod tests {
             "vbk show web1@latest",
             "vbk show -r web1",
             "vbk umount web1",
-            "vbk diff web1",
             "vbk forget web1",
             "vbk forget --all",
         ] {
@@ -316,6 +386,12 @@ mod tests {
             ("vbk extract", "`vbk restore` restores"),
             ("vbk dump", "`vbk cat` writes"),
             ("vbk version", "`vbk --version`"),
+            ("vbk export", "`vbk restore` restores"),
+            ("vbk rebuild-index", "`vbk repair` repairs"),
+            ("vbk man", "`vbk help` prints"),
+            ("vbk upgrade", "no repository"),
+            ("vbk users", "`vbk token` manages"),
+            ("vbk guest", "`vbk guests` lists"),
             ("vbk --repo x key change-passphrase", "`vbk key passwd` changes"),
         ] {
             let error = error_of(typed);
@@ -332,6 +408,39 @@ mod tests {
         assert!(error.contains("'--xyzzy'") && !error.contains("tip:"), "{error}");
         let error = error_of("vbk list --jsn");
         assert!(error.contains("'--json'"), "{error}");
+    }
+
+    #[test]
+    fn an_option_of_the_other_repository_is_answered_with_the_right_one() {
+        let error = error_of("vbk copy a b --to-token-file x");
+        assert!(
+            error.contains("tip: --token-file, ") && error.matches("tip:").count() == 1,
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_error_for_scripts_is_a_message_in_one_line_and_a_tip() {
+        let parts_of = |text: &str| {
+            let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+            parts(&improved(
+                args::command().try_get_matches_from(&words).expect_err(text),
+                &words,
+            ))
+        };
+        let (message, hint) = parts_of("vbk bakcup");
+        assert_eq!(message, "unrecognized subcommand 'bakcup'");
+        assert!(hint.is_some_and(|hint| hint.contains("'backup'")));
+        let (message, hint) = parts_of("vbk diff");
+        assert_eq!(
+            (message.as_str(), hint),
+            (
+                "the following required arguments were not provided: <BEFORE> <AFTER>",
+                None
+            )
+        );
+        let (message, _) = parts_of("vbk key");
+        assert_eq!(message, "a command is missing; --help lists the commands");
     }
 
     #[test]

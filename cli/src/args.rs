@@ -60,7 +60,7 @@ pub use mount::MountArgs;
 pub use mounts::MountsArgs;
 pub use note::NoteArgs;
 pub use policy::PolicyArgs;
-pub use politeness::{LimitArgs, parse_wanted_limit};
+pub use politeness::{LimitArgs, WantedLimit, parse_wanted_limit};
 pub use prune::PruneArgs;
 pub use rename::RenameArgs;
 pub use repair::RepairArgs;

@@ -190,11 +190,7 @@ impl<'a> Context<'a> {
         if !repository.is_encrypted() {
             return Ok(repository);
         }
-        let unlock = self.key_of(&repository)?;
-        repository.unlock(&unlock).map_err(|error| match error {
-            error @ (vbk_repo::Error::BadKey { .. } | vbk_repo::Error::WrongKey { .. }) => Error::Unopened(error),
-            error => error.into(),
-        })
+        self.with_key(&repository).map(|(_, opened)| opened)
     }
 
     /// Opens a repository without its keys and without a look at what this host knows of it.
@@ -322,9 +318,9 @@ impl<'a> Context<'a> {
         self.locked(Purpose::Write)
     }
 
-    /// Returns the key of a repository; asks for it at a terminal.
-    pub fn key_of(&self, repository: &Repository) -> Result<Unlock> {
-        unlock::find(&self.key_paths(repository.path())?, repository.path())
+    /// Opens a repository with its key, which it returns as well; asks for it at a terminal.
+    pub fn with_key(&self, repository: &Repository) -> Result<(Unlock, Repository)> {
+        unlock::open(&self.key_paths(repository.path())?, repository)
     }
 
     /// Opens the content of a repository, if it needs no key or one was given; never asks for one. `None` if that fails.

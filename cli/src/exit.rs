@@ -17,6 +17,8 @@ pub enum Outcome {
     Damage,
     /// Nothing could be done; the output says why.
     Failed,
+    /// The state that `vbk status --check` found, with the exit code that monitoring programs want.
+    Checked(u8),
 }
 
 /// Error that ends a command.
@@ -125,6 +127,21 @@ impl From<vbk_fuse::MountError> for Error {
     }
 }
 
+/// The exit codes: in a word or two, as in the help, and with more of them, as in the manual page and docs/troubleshooting.md.
+pub const CODES: [(u8, &str, &str); 7] = [
+    (0, "done", "done"),
+    (1, "failed", "failed; nothing was acknowledged"),
+    (2, "wrong usage", "wrong usage, or an invalid configuration"),
+    (3, "done with warnings", "done, with warnings"),
+    (4, "damage found", "damage found"),
+    (
+        75,
+        "busy",
+        "busy, with `--no-wait`, or another `backup --all` runs, or a disk is in use",
+    ),
+    (130, "interrupted", "interrupted"),
+];
+
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
 
@@ -204,7 +221,7 @@ impl Outcome {
     /// Returns the outcome of two parts of a command. Damage is said before all else.
     pub fn worse(self, other: Self) -> Self {
         let rank = |outcome| match outcome {
-            Self::Done => 0,
+            Self::Done | Self::Checked(_) => 0,
             Self::Warnings => 1,
             Self::Failed => 2,
             Self::Damage => 3,
@@ -227,6 +244,7 @@ impl Outcome {
             Self::Failed => 1,
             Self::Warnings => 3,
             Self::Damage => 4,
+            Self::Checked(code) => code,
         })
     }
 }
@@ -262,7 +280,11 @@ impl Error {
 
     /// Returns the error as JSON: `{"error":{"kind":...,"message":...,"hint":...}}`.
     pub fn json(&self) -> String {
-        let hint = self.shown_hint();
+        self.json_with(self.shown_hint())
+    }
+
+    /// Returns the error as JSON with this hint.
+    pub fn json_with(&self, hint: Option<&str>) -> String {
         let error = json!({ "kind": self.word(), "message": self.text(), "hint": hint });
         json!({ "error": error }).to_string()
     }
@@ -489,6 +511,22 @@ mod tests {
         }
         let json = Error::Usage("a \"b\"\nc".into()).json();
         assert_eq!(json, r#"{"error":{"hint":null,"kind":"usage","message":"a \"b\"\nc"}}"#);
+    }
+
+    #[test]
+    fn the_help_and_the_documentation_have_the_same_exit_codes() {
+        let help = crate::args::kinds_help().replace('\n', " ");
+        let short: Vec<_> = CODES.iter().map(|(code, short, _)| format!("{code} {short}")).collect();
+        let sentence = format!("Exit codes: {}.", short.join(", "));
+        assert!(help.contains(&sentence), "{sentence}");
+        let page = include_str!("../../docs/troubleshooting.md");
+        let table = page.split("| code | meaning |").nth(1).expect("has a table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let rows: Vec<_> = rows
+            .map(|line| line.split(" | ").take(2).collect::<Vec<_>>().join(" | "))
+            .collect();
+        let expected = CODES.map(|(code, _, long)| format!("| {code} | {long}"));
+        assert_eq!(rows, expected);
     }
 
     #[test]

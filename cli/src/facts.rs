@@ -15,10 +15,13 @@ pub struct Facts {
     pub backups: u64,
     /// Number of guests that have backups.
     pub guests: u64,
-    /// The backup that was made last, as `GUEST@TIME`.
+    /// The newest backup by its time, as `GUEST@TIME`.
     pub last_backup: Option<String>,
     /// Its end.
     pub last_backup_at: Option<Timestamp>,
+    /// The backup that was made last, if that is another: an import has the time of its image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub made_last: Option<String>,
     /// Time of the last verification that was recorded: of all blocks of some backup, or of a part of all blocks.
     pub last_verify: Option<Timestamp>,
     /// The least recent proof of any backup that was proven.
@@ -43,6 +46,7 @@ impl Facts {
             damaged_backups: catalogue.damaged().len() as u64,
             ..Self::default()
         };
+        let last = catalogue.entries().iter().max_by_key(|entry| entry.backup.order());
         for entry in catalogue.entries() {
             let backup = &entry.backup;
             let state = states.of(backup);
@@ -63,6 +67,8 @@ impl Facts {
                 (facts.last_backup, facts.last_backup_at) = (Some(backup.spec()), Some(end));
             }
         }
+        let made_last = last.map(|entry| entry.backup.spec());
+        facts.made_last = made_last.filter(|made_last| Some(made_last) != facts.last_backup.as_ref());
         Ok(facts)
     }
 }

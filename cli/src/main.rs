@@ -90,9 +90,8 @@ fn main() -> ExitCode {
 /// Ends a run whose arguments can't be used, or that only wants a help text. With `--json` the error is JSON as well.
 fn refuse(error: &clap::Error) -> ! {
     if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
-        let text = error.render().to_string();
-        let text = text.trim().trim_start_matches("error: ").to_owned();
-        log::complain_json(&Error::Usage(text).json());
+        let (message, hint) = advice::parts(error);
+        log::complain_json(&Error::Usage(message).json_with(hint.as_deref()));
         std::process::exit(error.exit_code());
     }
     error.exit()

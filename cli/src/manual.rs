@@ -1,6 +1,7 @@
 //! The manual pages: vbk(1), a page for each command, and vbk-config(5). They consist of the texts of the help and of
 //! `config_keys.rs`; nothing is written twice.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use clap::Command;
@@ -9,6 +10,7 @@ use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use crate::args;
 use crate::config_keys::{self, Key, PARTS};
+use crate::exit::CODES;
 
 const MANUAL: &str = "vbk manual";
 
@@ -93,6 +95,8 @@ fn page_of(command: &Command, is_root: bool, date: &str) -> io::Result<Page> {
         notes(&mut rest, &after.to_string());
     }
     if is_root {
+        exit_status(&mut rest);
+        environment(&mut rest, command);
         files(&mut rest);
     }
     rest.to_writer(&mut source)?;
@@ -153,6 +157,77 @@ fn notes(roff: &mut Roff, text: &str) {
     }
     if is_literal {
         roff.control("fi", []).control("RE", []);
+    }
+}
+
+/// Writes the exit codes.
+fn exit_status(roff: &mut Roff) {
+    roff.control("SH", ["EXIT STATUS"]);
+    for (code, _, text) in CODES {
+        roff.control("TP", []);
+        roff.text([bold(code.to_string())]);
+        roff.text([roman(text)]);
+    }
+    roff.control("PP", []);
+    roff.text([roman(
+        "`vbk status --check` has those of monitoring plugins, see vbk-status(1).",
+    )]);
+}
+
+/// Variables of the environment that stand for no option.
+const VARIABLES: [(&str, &str); 6] = [
+    (
+        "VBK_LOG",
+        "Filter of the log, e.g. rocksdb=debug, instead of --verbose.",
+    ),
+    (
+        "VBK_RUNTIME_DIR",
+        "Directory for locks and mounts of running commands, instead of that below.",
+    ),
+    ("VBK_CACHE_DIR", "Directory of the caches, instead of that below."),
+    (
+        "VBK_STATE_DIR",
+        "Directory of what this host knows of its repositories, instead of that below.",
+    ),
+    ("NO_COLOR", "No colours, if it is set and not empty."),
+    (
+        "TZ",
+        "Time zone in which days begin for `vbk forget`, unless the configuration names one.",
+    ),
+];
+
+/// Returns the variables of options, each with its options.
+fn variables(command: &Command) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    let mut left = vec![command];
+    while let Some(command) = left.pop() {
+        left.extend(command.get_subcommands().filter(|sub| !sub.is_hide_set()));
+        for arg in command.get_arguments() {
+            if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
+                let of_variable = found.entry(variable.to_string_lossy().into_owned()).or_default();
+                of_variable.insert(format!("--{long}"));
+            }
+        }
+    }
+    found
+}
+
+/// Writes the variables of the environment that vbk reads.
+fn environment(roff: &mut Roff, command: &Command) {
+    roff.control("SH", ["ENVIRONMENT"]);
+    let of_options = variables(command);
+    let of_options = of_options.iter().map(|(variable, options)| {
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        (
+            variable.as_str(),
+            format!("Value of {}, if the option is not given.", options.join(", ")),
+        )
+    });
+    let others = VARIABLES.iter().map(|(variable, text)| (*variable, (*text).to_owned()));
+    for (variable, text) in of_options.chain(others) {
+        roff.control("TP", []);
+        roff.text([bold(variable)]);
+        roff.text([roman(text)]);
     }
 }
 
@@ -351,6 +426,52 @@ mod tests {
                 left.push((sub.clone(), format!("{name}-{}", sub.get_name())));
             }
         }
+    }
+
+    #[test]
+    fn the_first_page_has_every_exit_code_and_every_variable_of_the_source() {
+        let page = source("vbk.1");
+        let status = page.split(".SH \"EXIT STATUS\"").nth(1).expect("has exit codes");
+        for (code, ..) in CODES {
+            assert!(status.contains(&format!("\\fB{code}\\fR")), "no {code}");
+        }
+        // Of other programs, of vbk's own processes, and of commands that the configuration names.
+        let others = [
+            "VBK_BACKGROUND_LOG",
+            "VBK_BACKGROUND_SECRETS",
+            "VBK_GUEST",
+            "VBK_GUESTS",
+            "VBK_ERROR",
+            "VBK_KIND",
+            "VBK_HOST",
+        ];
+        let others = [&others[..], &["VBK_WARNINGS", "VBK_SUMMARY"]].concat();
+        let environment = page.split(".SH ENVIRONMENT").nth(1).expect("has variables");
+        let mut left = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+        let mut count = 0;
+        while let Some(path) = left.pop() {
+            if path.is_dir() {
+                left.extend(
+                    std::fs::read_dir(path)
+                        .expect("lists")
+                        .map(|entry| entry.expect("an entry").path()),
+                );
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("reads");
+            for part in text.split("\"VBK_").skip(1) {
+                let end = part
+                    .find(|c: char| !(c.is_ascii_uppercase() || c == '_'))
+                    .unwrap_or(part.len());
+                let variable = format!("VBK_{}", &part[..end]);
+                if !part[end..].starts_with('"') || others.contains(&variable.as_str()) {
+                    continue;
+                }
+                count += 1;
+                assert!(environment.contains(&variable), "no {variable} of {}", path.display());
+            }
+        }
+        assert!(count > 10, "{count}");
     }
 
     #[test]

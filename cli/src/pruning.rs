@@ -13,12 +13,17 @@ use vbk_repo::store::{PruneOptions, Swept};
 use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
 use crate::metrics;
+use crate::terminal::progress::Progress;
 use crate::terminal::units;
 
 pub use vbk_repo::repository::directory::lock::PRUNE;
 
 /// The most that the store gives back by closing its log.
 const LOG_BYTES: u64 = 16 << 20;
+
+/// Work of a prune, on the progress line: before it removes anything, and then.
+const MARKS: &str = "finding unused blocks";
+const SWEEPS: &str = "removing unused blocks";
 
 /// JSON of a prune, or of one that was only counted.
 #[derive(Serialize)]
@@ -50,11 +55,15 @@ pub struct Task<'a> {
 pub fn prune(context: &Context<'_>, writer: Manager, task: &Task<'_>) -> Result<(Report, Outcome)> {
     let clock = Instant::now();
     let mut first = Some(writer);
+    let progress = Progress::counting(context.quiet()).of(MARKS);
+    let freed = |bytes| shown(&progress, bytes);
     let pruned = in_turns(|| {
         let again = || context.manager_again(PRUNE, task.no_wait, task.cancel);
         let mut writer = first.take().map_or_else(again, Ok)?;
-        Ok(writer.prune_until_awaited(task.options, threads(), task.cancel, &|_| {})?)
-    })?;
+        Ok(writer.prune_until_awaited(task.options, threads(), task.cancel, &freed)?)
+    });
+    progress.finish();
+    let pruned = pruned?;
     let report = report(context, task, &pruned, clock);
     let outcome = record(context, &context.opened()?, task, &pruned);
     Ok((report, outcome))
@@ -64,11 +73,15 @@ pub fn prune(context: &Context<'_>, writer: Manager, task: &Task<'_>) -> Result<
 pub fn prune_sealed(context: &Context<'_>, task: &Task<'_>) -> Result<(Report, Outcome)> {
     let clock = Instant::now();
     let repository = context.locked_repository_to_write()?;
+    let progress = Progress::counting(context.quiet()).of(MARKS);
+    let freed = |bytes| shown(&progress, bytes);
     let pruned = in_turns(|| {
         context.waiting(task.no_wait, task.cancel, |wait| {
-            repository.prune_sealed(task.options, threads(), task.cancel, &|_| {}, wait)
+            repository.prune_sealed(task.options, threads(), task.cancel, &freed, wait)
         })
-    })?;
+    });
+    progress.finish();
+    let pruned = pruned?;
     let report = report(context, task, &pruned, clock);
     let outcome = record(context, &repository, task, &pruned);
     Ok((report, outcome))
@@ -126,6 +139,14 @@ fn report_would(context: &Context<'_>, task: &Task<'_>, would: &WouldPrune, cloc
         });
     }
     Report { unfinished, ..report }
+}
+
+/// Shows the bytes that a prune has removed.
+fn shown(progress: &Progress, removed_bytes: u64) {
+    if removed_bytes > 0 {
+        progress.rename(SWEEPS);
+    }
+    progress.set(removed_bytes);
 }
 
 /// Repeats a prune that lets others in until it is done. Between two turns nothing of it holds the repository.

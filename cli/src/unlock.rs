@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use vbk_repo::keys::{RecoveryKey, Unlock};
+use vbk_repo::repository::Repository;
 use zeroize::Zeroizing;
 
 use crate::core_files::keep_out_of_core_files;
 use crate::exit::{Error, Result};
 use crate::handover::Handover;
+use crate::terminal::log;
+
+/// Number of passphrases that a person may try, as with cryptsetup.
+const TRIES: u32 = 3;
 
 /// Names of systemd credentials (`LoadCredential=` of a unit).
 const CREDENTIALS: [(&str, bool); 2] = [("vbk-passphrase", false), ("vbk-key-file", true)];
@@ -26,32 +31,58 @@ pub struct KeyPaths<'a> {
     pub passphrase_file: Option<&'a Path>,
 }
 
-/// Returns the key of `repository`, or asks for it at a terminal.
-pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
+/// Opens a repository with the key that is named, or with one that a person types at a terminal, who has three tries. Returns
+/// the key as well.
+pub fn open(named: &KeyPaths<'_>, repository: &Repository) -> Result<(Unlock, Repository)> {
+    if let Some(key) = without_question(named)? {
+        let opened = opened(repository, &key)?;
+        return Ok((key, opened));
+    }
+    let path = repository.path();
+    if !std::io::stderr().is_terminal() {
+        return Err(vbk_repo::Error::KeyNeeded { path: path.to_owned() }.into());
+    }
+    let prompt = format!("Passphrase or recovery key of {}: ", path.display());
+    tries(&mut || {
+        let key = from_text(ask(&prompt)?);
+        let opened = opened(repository, &key)?;
+        Ok((key, opened))
+    })
+}
+
+/// Tries something until a key fits, at most three times.
+fn tries<T>(once: &mut dyn FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        match once() {
+            Err(error @ Error::Unopened(_)) => log::complain(format_args!("{}; try again", error.text())),
+            result => return result,
+        }
+    }
+    once()
+}
+
+fn opened(repository: &Repository, key: &Unlock) -> Result<Repository> {
+    repository.clone().unlock(key).map_err(|error| match error {
+        error @ (vbk_repo::Error::BadKey { .. } | vbk_repo::Error::WrongKey { .. }) => Error::Unopened(error),
+        error => error.into(),
+    })
+}
+
+/// Returns the key that is named, or that another process or systemd has given to this one.
+fn without_question(named: &KeyPaths<'_>) -> Result<Option<Unlock>> {
     keep_out_of_core_files();
     if let Some(key) = Handover::received()?.and_then(|handover| handover.key.as_ref()) {
-        return Ok(Unlock::KeyFile(key.as_bytes().to_vec().into()));
+        return Ok(Some(Unlock::KeyFile(key.as_bytes().to_vec().into())));
     }
     if let Some(found) = given(named)? {
-        return Ok(found);
+        return Ok(Some(found));
     }
     // systemd protects credentials by means that their modes don't show, so there is no warning.
-    if let Some((_, path, is_key)) = credential() {
-        return match is_key {
-            true => read_key(&path),
-            false => read_passphrase(&path),
-        };
-    }
-    if !std::io::stderr().is_terminal() {
-        return Err(vbk_repo::Error::KeyNeeded {
-            path: repository.to_owned(),
-        }
-        .into());
-    }
-    Ok(from_text(ask(&format!(
-        "Passphrase or recovery key of {}: ",
-        repository.display()
-    ))?))
+    let read = |(_, path, is_key): (_, PathBuf, bool)| match is_key {
+        true => read_key(&path),
+        false => read_passphrase(&path),
+    };
+    credential().map(read).transpose()
 }
 
 /// Returns the credential that systemd gave to this run: its name, its file, and whether that is a key file.
@@ -122,9 +153,15 @@ fn read_passphrase(path: &Path) -> Result<Unlock> {
     let text = std::fs::read_to_string(path)
         .map(Zeroizing::new)
         .map_err(failed("passphrase file", path))?;
-    Ok(from_text(Zeroizing::new(
-        text.lines().next().unwrap_or_default().to_owned(),
-    )))
+    let line = Zeroizing::new(text.lines().next().unwrap_or_default().to_owned());
+    if line.is_empty() {
+        let what = format!(
+            "passphrase file {} is empty: its first line is the passphrase",
+            path.display()
+        );
+        return Err(Error::Unopened(vbk_repo::Error::BadKey { what }));
+    }
+    Ok(from_text(line))
 }
 
 /// Tells a recovery key from a passphrase: only a recovery key has a valid checksum.
@@ -170,6 +207,35 @@ fn ask(prompt: &str) -> Result<Zeroizing<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_person_has_three_tries_and_only_a_wrong_key_is_tried_again() {
+        let wrong = || Err(Error::Unopened(vbk_repo::Error::WrongKey { what: "no".into() }));
+        for (fits_at, expected, asked) in [(1, true, 1), (3, true, 3), (4, false, 3)] {
+            let mut count = 0;
+            let found = tries(&mut || {
+                count += 1;
+                if count == fits_at { Ok(()) } else { wrong() }
+            });
+            assert_eq!((found.is_ok(), count), (expected, asked));
+        }
+        let mut count = 0;
+        let found: Result<()> = tries(&mut || {
+            count += 1;
+            Err(Error::Bug("another error".into()))
+        });
+        assert!(matches!(found, Err(Error::Bug(_))) && count == 1);
+    }
+
+    #[test]
+    fn an_empty_passphrase_file_is_named_as_such() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for text in ["", "\nsecret\n"] {
+            std::fs::write(file.path(), text).expect("writes");
+            let error = passphrase_file(file.path()).err().expect("is empty");
+            assert!(error.text().contains("is empty"), "{}", error.text());
+        }
+    }
 
     #[test]
     fn a_recovery_key_is_refused_as_a_new_passphrase() {

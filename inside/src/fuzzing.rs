@@ -18,7 +18,7 @@ use crate::probe::{containers, probe_all};
 use crate::testing::{Content, MemoryTree};
 use crate::volumes::{self, Disk, Secrets, Trees};
 use crate::walk::Walk;
-use crate::{guest, luks, lvm, partition};
+use crate::{guest, luks, lvm, partition, signature};
 
 /// An entry point.
 #[derive(Clone, Copy)]
@@ -87,6 +87,9 @@ fn probe(volume: &SharedDevice) {
     if let Ok(probed) = probe_all(&**volume) {
         let _ = (probed.content.to_string(), containers::describe(probed.content, volume));
     }
+    for signature in signature::signatures(&**volume).signatures {
+        let _ = signature.to_string();
+    }
 }
 
 fn md(volume: &dyn Device) {
@@ -105,7 +108,7 @@ pub(crate) fn contents(devices: impl IntoIterator<Item = SharedDevice>) {
 /// Reads the logical volumes on some disks, and writes to them.
 pub(crate) fn groups(disks: &[SharedDevice]) {
     let members = disks.iter().filter_map(|disk| {
-        let volume = lvm::physical_volume(disk).ok()?;
+        let volume = lvm::physical_volume(&**disk).ok()?;
         Some((volume, Arc::clone(disk)))
     });
     for group in lvm::assemble(members.collect()) {

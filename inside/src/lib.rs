@@ -3,7 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`device`] | bytes that can be read at any offset: a disk, a partition, a volume, a file |
-//! | [`partition`], [`probe`] | partition tables; the content of a volume by its marks |
+//! | [`partition`], [`probe`], [`signature`] | partition tables; the content of a volume by its marks; the identities of a disk |
 //! | [`btrfs`] | the devices of a btrfs, and superblocks with another identity for the kernel |
 //! | [`fs`] | the files of a volume, without the kernel |
 //! | [`overlay`] | writes to a disk that never changes |
@@ -34,6 +34,7 @@ pub mod partition;
 pub mod path;
 pub mod probe;
 pub mod search;
+pub mod signature;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(fuzzing, allow(dead_code))]
 mod testing;

@@ -86,7 +86,7 @@ impl fmt::Display for PartitionKind {
 }
 
 /// Formats a GUID. UEFI 2.10 appendix A: the first three fields are little-endian, the rest is in order.
-fn guid(g: &[u8; 16]) -> String {
+pub(crate) fn guid(g: &[u8; 16]) -> String {
     let (a, b, c) = (le32(g, 0), le16(g, 4), le16(g, 6));
     let (d, e, f_low) = (be16(g, 8), be16(g, 10), be32(g, 12));
     format!("{a:08X}-{b:04X}-{c:04X}-{d:04X}-{e:04X}{f_low:08X}")

@@ -7,6 +7,7 @@
 mod behind;
 mod existing;
 mod in_use;
+mod look;
 mod place;
 
 use std::fs::{File, Permissions};
@@ -21,6 +22,8 @@ use nix::unistd::{getegid, geteuid};
 pub use self::behind::Wiped;
 pub(crate) use self::existing::{Looked, look_at};
 use self::in_use::{Used, user_of};
+use self::look::check_room;
+pub(crate) use self::look::{Looks, OldDisk, is_enough, look, room_in};
 use self::place::{Identity, Part, Place, identity_of, is_device, reopen};
 use crate::disk::buffer::ALIGN;
 use crate::disk::source::describe;
@@ -116,35 +119,15 @@ impl Target {
     }
 
     fn open_device(path: &Path, found: &File, size_bytes: u64, force: bool) -> Result<Self> {
-        let failed = || Error::target("open", path);
-        let Some(device) = is_device(found).map_err(failed())? else {
-            return Err(failed()(io::ErrorKind::NotFound.into()));
-        };
-        if device.is_read_only() {
-            return Err(Error::TargetReadOnly(path.to_owned()));
-        }
-        // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is
-        // mounted, swap, or part of a volume group or array (open(2), block/bdev.c).
-        let claim = reopen(found, true, OFlag::O_EXCL).map_err(|error| match error.raw_os_error() {
-            Some(code) if code == Errno::EBUSY as i32 => Error::TargetInUse {
-                path: path.to_owned(),
-                what: claim_text(&claim_of(device)),
-            },
-            _ => failed()(error),
-        })?;
-        refuse_user(path, Used::Device { device, force })?;
-        let have_bytes = sys::device_size_bytes(&claim).map_err(failed())?;
-        if have_bytes < size_bytes {
-            return Err(Error::TargetTooSmall {
-                path: path.to_owned(),
-                have_bytes,
-                need_bytes: size_bytes,
-            });
-        }
+        let Claimed {
+            device,
+            claim,
+            have_bytes,
+        } = claim_device(path, found, size_bytes, force, true)?;
         Ok(Self {
             path: path.to_owned(),
             direct: reopen(&claim, true, OFlag::O_DIRECT).ok(),
-            buffered: reopen(&claim, true, OFlag::empty()).map_err(failed())?,
+            buffered: reopen(&claim, true, OFlag::empty()).map_err(Error::target("open", path))?,
             kind: Kind::Device {
                 device,
                 size_bytes: have_bytes,
@@ -176,16 +159,7 @@ impl Target {
         else {
             return Ok(target);
         };
-        let stat = nix::sys::statvfs::fstatvfs(part.directory())
-            .map_err(|errno| Error::target("create a file in", place.shown_directory())(errno.into()))?;
-        let have_bytes = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-        if have_bytes < data_bytes {
-            return Err(Error::NoRoom {
-                path: place.shown_directory(),
-                have_bytes,
-                need_bytes: data_bytes,
-            });
-        }
+        check_room(part.directory(), &place.shown_directory(), data_bytes)?;
         target.set_len(size_bytes)?;
         if let Some(old) = old {
             // Tried now, and not only after hours of writing. Until the file is complete, it belongs to the caller
@@ -196,6 +170,14 @@ impl Target {
                 .map_err(Error::target("set the owner of", &path))?;
         }
         Ok(target)
+    }
+
+    /// Returns the disk that a device holds; `None` for a file, which is replaced or changed only with `force`.
+    pub(crate) fn old_disk(&self) -> Option<OldDisk<'_>> {
+        match self.kind {
+            Kind::Device { size_bytes, .. } => Some(OldDisk::new(&self.buffered, size_bytes)),
+            Kind::File { .. } | Kind::InPlace { .. } => None,
+        }
     }
 
     /// Returns the path as given, for messages.
@@ -415,6 +397,48 @@ impl Drop for Target {
             part.remove();
         }
     }
+}
+
+/// A device that nothing else holds.
+struct Claimed {
+    device: DeviceNumber,
+    /// Holds it.
+    claim: File,
+    have_bytes: u64,
+}
+
+/// Claims a device after all checks that do not depend on its content, for writing or only to look at it.
+fn claim_device(path: &Path, found: &File, size_bytes: u64, force: bool, write: bool) -> Result<Claimed> {
+    let failed = || Error::target("open", path);
+    let Some(device) = is_device(found).map_err(failed())? else {
+        return Err(failed()(io::ErrorKind::NotFound.into()));
+    };
+    if device.is_read_only() {
+        return Err(Error::TargetReadOnly(path.to_owned()));
+    }
+    // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is
+    // mounted, swap, or part of a volume group or array (open(2), block/bdev.c).
+    let claim = reopen(found, write, OFlag::O_EXCL).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::EBUSY as i32 => Error::TargetInUse {
+            path: path.to_owned(),
+            what: claim_text(&claim_of(device)),
+        },
+        _ => failed()(error),
+    })?;
+    refuse_user(path, Used::Device { device, force })?;
+    let have_bytes = sys::device_size_bytes(&claim).map_err(failed())?;
+    if have_bytes < size_bytes {
+        return Err(Error::TargetTooSmall {
+            path: path.to_owned(),
+            have_bytes,
+            need_bytes: size_bytes,
+        });
+    }
+    Ok(Claimed {
+        device,
+        claim,
+        have_bytes,
+    })
 }
 
 /// Finds a target and the file that now has its name. A missing device is an error.

@@ -51,6 +51,7 @@ pub struct ConfiguredGuest {
 #[serde(rename_all = "kebab-case")]
 pub enum FoundBy {
     /// The configuration.
+    #[serde(rename = "configuration")]
     Configured,
     /// libvirt.
     Libvirt,
@@ -96,6 +97,8 @@ pub struct FoundDisk {
     pub path: PathBuf,
     /// Size; `None` if it can't be determined, e.g. of a disk that does not exist.
     pub size_bytes: Option<u64>,
+    /// Reason why it can't be opened, which is one of the guest's notes too.
+    pub unreadable: Option<String>,
     /// Speed allocated to it, in bytes per second, and the source of that number.
     pub speed: Option<(u64, FoundBy)>,
 }

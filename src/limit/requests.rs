@@ -76,6 +76,11 @@ impl Requests {
         self.guests.get(guest.as_str()).copied().or(self.all)
     }
 
+    /// Returns the limit requested for all guests, if any, and those for single guests.
+    pub fn all(&self) -> (Option<ReadLimit>, &BTreeMap<String, ReadLimit>) {
+        (self.all, &self.guests)
+    }
+
     /// Requests a limit for one guest, or for all, which overrides earlier requests for single guests. `None` requests
     /// the limit that the run was started with.
     pub fn ask(&mut self, guest: Option<&GuestName>, limit: Option<ReadLimit>) {

@@ -18,7 +18,7 @@ use vbk_repo::runs::Runs;
 
 use super::damage::Damage;
 use super::write::{BlockWrite, range_of};
-use super::{Behind, Damaged, DamagedRange, Stop, in_workers};
+use super::{Behind, Damaged, DamagedRange, Stop, check_content, in_workers};
 use crate::disk::buffer::AlignedBuffer;
 use crate::disk::source::Source;
 use crate::disk::target::{Looked, Target, look_at};
@@ -30,7 +30,7 @@ use crate::observer::{Counts, Event, Observer};
 pub struct DifferentialOptions {
     /// The backup and disk, for messages.
     pub label: String,
-    /// Change an existing file, and write to a device that a program has open for writing.
+    /// Change an existing file, write to a device that a program has open for writing, and overwrite another disk.
     pub force: bool,
     /// Treatment of ranges that are damaged in the repository.
     pub damaged: Damaged,
@@ -76,6 +76,9 @@ pub fn restore(
     observer: &dyn Observer,
 ) -> Result<Updated> {
     let target = Target::open_existing(path, image.size_bytes(), options.force)?;
+    if !options.force {
+        check_content(&target, image)?;
+    }
     let disk = target.reader()?;
     let damage = Damage::new(&options.label, options.damaged);
     let comparison = Comparison {

@@ -167,3 +167,99 @@ fn a_file_of_a_loop_device_is_refused_under_any_name() {
     device.detach();
     assert_is_noise(&backing, 7, 9 * MIB);
 }
+
+#[test]
+fn a_device_with_another_guests_disk_is_refused_and_named() {
+    let lab = Lab::new();
+    let (mine, other) = (
+        Disk::plain(lab.path("mine.img"), 64),
+        Disk::plain(lab.path("other.img"), 64),
+    );
+    mine.format(0, "mkfs.ext4");
+    other.format(0, "mkfs.ext4");
+    lab.backup("web1", &mine.path);
+    let device = LoopDevice::of_file(&other.path);
+    let before = fs::read(&other.path).expect("reads");
+    let node = device.node.to_str().expect("UTF-8").to_owned();
+    let holds = format!("{node} holds another disk: ext4 ");
+    for more in [args![], args!["--differential"]] {
+        let mut words = args!["restore", "web1@latest", device.node];
+        words.extend(more);
+        lab.run(words)
+            .code(1)
+            .says(&[&holds, "nothing was written", "--force overwrites it"]);
+    }
+    let dry = lab
+        .run(args!["--json", "restore", "web1@latest", device.node, "-n"])
+        .code(1)
+        .json();
+    assert_eq!(
+        (&dry["dry_run"], &dry["kind"], &dry["in_use"]),
+        (&true.into(), &"device".into(), &().into())
+    );
+    assert!(
+        dry["refused"].as_str().is_some_and(|why| why.starts_with(&holds)),
+        "{dry}"
+    );
+    assert!(fs::read(&device.node).expect("reads") == before);
+    lab.ok(args!["restore", "web1@latest", device.node, "--force"]);
+    // In place it needs no option, also after a change.
+    device.detach();
+    other.change(&lab, 0, |root| fs::write(root.join("file"), "new").expect("writes"));
+    let device = LoopDevice::of_file(&other.path);
+    lab.ok(args!["restore", "web1@latest", device.node]);
+    device.detach();
+    assert_eq!(
+        fs::read(&other.path).expect("reads"),
+        fs::read(&mine.path).expect("reads")
+    );
+}
+
+#[test]
+fn a_dry_run_of_each_kind_of_target_makes_nothing() {
+    let lab = lab_with_a_backup();
+    let before = names_in(lab.dir());
+    let (new, directory) = (lab.path("new.img"), lab.path("new/"));
+    lab.run(args!["restore", "web1@latest", new, "-n"]).done().tells(&[
+        "8 MiB (8 MiB of data) would be restored to",
+        "a new file",
+        "nothing was written",
+    ]);
+    lab.run(args!["restore", "web1@latest", directory, "-n"])
+        .done()
+        .tells(&["vda.img", "new/ would be made"]);
+    let dry = lab.json(args!["restore", "web1@latest", directory, "-n"]);
+    assert_eq!((&dry["makes_directory"], &dry["refused"]), (&true.into(), &().into()));
+    assert_eq!(
+        (&dry["disks"][0]["kind"], &dry["disks"][0]["size_bytes"]),
+        (&"new-file".into(), &(8 * MIB).into())
+    );
+    lab.run(args!["restore", "web1@latest", lab.path("disk.img"), "-n"])
+        .code(1)
+        .tells(&["in place of a file of 8 MiB", "would be refused", "--force replaces it"]);
+    lab.run(args!["restore", "web1@latest", lab.path("disk.img"), "-n", "--force"])
+        .done();
+    for words in [args![], args!["-n"]] {
+        let mut all = args!["restore", "web1@latest", lab.path("nowhere/deep/")];
+        all.extend(words);
+        lab.run(all).code(1).says(&["nowhere", "does not exist", "mounted?"]);
+    }
+    assert_eq!(names_in(lab.dir()), before);
+}
+
+#[test]
+fn a_directory_that_was_made_for_a_refused_restore_is_removed() {
+    let lab = lab_with_a_backup();
+    let disk = Disk::plain(lab.path("small.img"), 8);
+    disk.format(0, "mkfs.ext4");
+    let mount = Mount::of_device(LoopDevice::of_file(&disk.path), lab.subdir("small"));
+    let before = names_in(&mount.point);
+    for words in [args!["-n"], args![]] {
+        let mut all = args!["restore", "web1@latest", mount.point.join("new/")];
+        all.extend(words);
+        let said = lab.run(all).code(1);
+        assert!(format!("{said}").contains("free; nothing was written"), "{said}");
+    }
+    assert_eq!(names_in(&mount.point), before);
+    mount.unmount();
+}

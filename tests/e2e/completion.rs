@@ -101,6 +101,12 @@ fn bash_completes_guests_times_disks_and_mount_points() {
     assert_eq!(of("forget w"), ["web1 ", "web1@"]);
     assert_eq!(of("verify db@latest w"), ["web1 ", "web1@"]);
     assert_eq!(of("show nobody@"), [""; 0]);
+    // The bin, and not what is listed.
+    assert_eq!(of("unforget "), [""; 0]);
+    lab.ok(args!["forget", names[0]]);
+    assert_eq!(of("unforget "), ["web1 "]);
+    assert_eq!(of("unforget web1@"), [format!("@{}", times[1])]);
+    lab.ok(args!["unforget", names[0]]);
 
     // The repository that is typed comes before the variable, and that of the configuration after it.
     let other = |option: &str| offered(&lab, &[("VBK_REPO", "/nonexistent")], &format!("{option} show w"));

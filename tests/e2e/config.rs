@@ -365,9 +365,9 @@ fn all_guests_of_a_host_are_listed() {
     assert_eq!(
         of(&found, "db"),
         json!({
-            "guest": "db", "from": "configured", "left_out": [], "domain": null, "running": null, "excluded": false,
+            "guest": "db", "from": "configuration", "left_out": [], "domain": null, "running": null, "excluded": false,
             "disks": [{"disk": "vda", "path": data, "size_bytes": 2 * MIB, "speed_bytes_per_sec": 200_000_000_u64,
-                       "speed_from": "configured"}],
+                       "speed_from": "configuration"}],
             "last_backup": null, "notes": [],
         })
     );

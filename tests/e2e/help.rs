@@ -165,13 +165,14 @@ fn other_programs_words_and_swapped_arguments_are_answered_with_the_right_comman
             args!["restore", "new.img", "web1@latest"],
             "`vbk restore web1@latest new.img`",
         ),
-        (args!["limit", "50MB/s", "web1"], "`vbk limit web1 50MB/s`"),
         (args!["show", "web1"], "`vbk show web1@latest`"),
         (args!["list", "web1@latest"], "`vbk show web1@latest`"),
     ];
     for (typed, meant) in cases {
         lab.start_bare(typed).wait().code(2).says(&["tip:", meant]);
     }
+    let swapped = lab.start_bare(args!["limit", "50MB/s", "web1"]).wait().code(2);
+    swapped.says(&["`vbk limit web1 50MB/s`"]);
     let said = lab.start_bare(args!["list", "--last-one"]).wait().code(2);
     assert!(!said.stderr.contains("as a value"), "{said}");
     // clap would show what only the environment names.

@@ -60,3 +60,4 @@ mod tls;
 mod trust;
 mod turns;
 mod whole_guest;
+mod words;

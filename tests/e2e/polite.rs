@@ -103,6 +103,14 @@ fn the_limit_command_changes_only_running_backups() {
         fs::read_to_string(&file).expect("reads"),
         format!("{} 50000000B\n", run.guest)
     );
+    let listed = lab.ok(args!["limit"]);
+    assert!(listed.contains("read limit is the one that it began with"), "{listed}");
+    assert!(listed.contains(&format!("; of {} 50 MB/s", run.guest)), "{listed}");
+    let listed = lab.json(args!["limit"]);
+    assert_eq!(
+        listed["runs"][0]["guests"][&run.guest]["read_limit_bytes_per_sec"],
+        50_000_000
+    );
     let answer = lab.json(args!["limit", run.guest, "default"]);
     assert_eq!(answer["runs"][0]["default"], true);
     assert_eq!(fs::read_to_string(&file).expect("reads"), "");

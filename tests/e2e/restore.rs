@@ -96,7 +96,7 @@ fn old_signatures_on_a_larger_device_are_removed() {
     let raid_at = size - 8 * KIB;
     write_at(&device.node, raid_at, &0xa92b_4efc_u32.to_le_bytes());
     write_at(&device.node, 64 * MIB + 64, b"_BHRfS_M");
-    let answer = lab.json(args!["restore", "web1@latest", device.node]);
+    let answer = lab.json(args!["restore", "web1@latest", device.node, "--force"]);
     assert_eq!(u64_of(&answer, "behind_bytes"), 48 * MIB);
     let wiped: Vec<_> = answer["wiped"].as_array().expect("a list").iter().collect();
     let names: Vec<_> = wiped.iter().map(|wiped| str_of(wiped, "what")).collect();

@@ -12,6 +12,8 @@ pub struct Line<'a> {
     words: Vec<String>,
     /// Where the positional arguments are among the words.
     places: Vec<usize>,
+    /// The repository that was named.
+    repo: Option<String>,
 }
 
 impl<'a> Line<'a> {
@@ -24,12 +26,27 @@ impl<'a> Line<'a> {
         let (mut command, mut path, mut places) = (cli, Vec::new(), Vec::new());
         let mut at = 1;
         let mut is_behind_options = false;
+        let mut repo = None;
         while let Some(word) = words.get(at) {
             match word
                 .strip_prefix('-')
                 .filter(|rest| !rest.is_empty() && !is_behind_options)
             {
                 Some("-") => is_behind_options = true,
+                Some(option) if names_repo(command, option) => {
+                    let (own, next) = match option.strip_prefix('r') {
+                        Some(value) => (value, value.is_empty()),
+                        None => (
+                            option.split_once('=').map_or("", |(_, value)| value),
+                            !option.contains('='),
+                        ),
+                    };
+                    at += usize::from(next);
+                    repo = match next {
+                        true => words.get(at).cloned(),
+                        false => Some(own.to_owned()),
+                    };
+                }
                 Some(option) if takes_next(command, option) => at += 1,
                 Some(_) => {}
                 None => match command.find_subcommand(word) {
@@ -42,7 +59,20 @@ impl<'a> Line<'a> {
             }
             at += 1;
         }
-        Self { path, words, places }
+        Self {
+            path,
+            words,
+            places,
+            repo,
+        }
+    }
+
+    /// Returns the program with the repository that was named, for another command with the same.
+    pub fn program(&self) -> String {
+        match &self.repo {
+            Some(repo) => format!("vbk -r {}", quoted(repo)),
+            None => "vbk".to_owned(),
+        }
     }
 
     /// Returns the positional arguments.
@@ -103,6 +133,15 @@ pub fn quoted(word: &str) -> String {
     match !word.is_empty() && word.chars().all(is_plain) {
         true => word.to_owned(),
         false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// Returns whether an option names the repository. `option` is a word without its first dash. `vbk cp -r` copies directories.
+fn names_repo(command: &Command, option: &str) -> bool {
+    let is_short = |arg: &Arg| arg.get_short() == Some('r') && arg.get_id() == "repo";
+    match option.strip_prefix('-') {
+        Some(long) => long == "repo" || long.starts_with("repo="),
+        None => option.starts_with('r') && command.get_arguments().any(is_short),
     }
 }
 

@@ -14,7 +14,7 @@ pub const PEERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "",
-        &["extract", "recover", "get", "download", "export-tar"],
+        &["extract", "recover", "get", "download", "export", "export-tar"],
         "`vbk restore` restores a disk or a guest, and `vbk cp` copies files out of a backup",
     ),
     (
@@ -148,7 +148,7 @@ pub const PEERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "",
-        &["vms", "domains", "hosts", "clients"],
+        &["guest", "vms", "domains", "hosts", "clients"],
         "`vbk guests` lists the guests of this host",
     ),
     (
@@ -165,6 +165,26 @@ pub const PEERS: &[(&str, &[&str], &str)] = &[
         "",
         &["server", "daemon"],
         "`vbk serve` lets other hosts use a repository of this one",
+    ),
+    (
+        "",
+        &["rebuild-index", "rebuild", "reindex", "recreate"],
+        "`vbk repair` repairs what is found elsewhere; the index needs no rebuilding",
+    ),
+    (
+        "",
+        &["man", "manual"],
+        "`vbk help` prints the help, and `vbk generate man DIR` writes the manual pages",
+    ),
+    (
+        "",
+        &["upgrade", "migrate", "update", "self-update"],
+        "no repository has to be converted by hand; `vbk status` shows its format, and `vbk --version` the version",
+    ),
+    (
+        "",
+        &["user", "users", "tokens"],
+        "`vbk token` manages the hosts that may use a repository of this one, and `vbk status` shows who uses it now",
     ),
     ("", &["version"], "`vbk --version` prints the version"),
 ];

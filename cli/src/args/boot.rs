@@ -113,7 +113,8 @@ pub struct BootArgs {
     #[arg(long, value_name = "[DISK=]TARGET")]
     pub restore: Vec<String>,
 
-    /// With --restore: replace an existing file, or write to a device that a program has open for writing
+    /// With --restore: replace an existing file, write to a device that a program has open for writing, or overwrite one that
+    /// holds another disk
     #[arg(long, short, requires = "restore")]
     pub force: bool,
 

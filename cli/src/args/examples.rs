@@ -20,7 +20,15 @@ pub const EXAMPLES: &[(&str, &[&str])] = &[
             "vbk backup --all --jobs 2 --time-limit 6h",
         ],
     ),
-    ("limit", &["vbk limit 30%", "vbk limit db1 50MB/s", "vbk limit default"]),
+    (
+        "limit",
+        &[
+            "vbk limit",
+            "vbk limit 30%",
+            "vbk limit db1 50MB/s",
+            "vbk limit default",
+        ],
+    ),
     ("snapshots", &["vbk snapshots", "vbk snapshots --clean"]),
     ("list", &["vbk list", "vbk list web1", "vbk list --forgotten"]),
     (
@@ -164,7 +172,10 @@ pub const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("trust", &["vbk trust", "vbk trust --forget"]),
-    ("status", &["vbk status", "vbk status --json"]),
+    (
+        "status",
+        &["vbk status", "vbk status --check --max-age 30h", "vbk status --json"],
+    ),
     ("stats", &["vbk stats", "vbk stats --json"]),
     ("guests", &["vbk guests", "vbk guests --json"]),
     ("config", &["vbk config check", "vbk config example"]),

@@ -3,7 +3,6 @@
 use clap::Args;
 use vbk::limit::pressure::Backoff;
 use vbk::limit::{LimitOptions, ReadLimit};
-use vbk_repo::name::GuestName;
 
 use super::parse;
 
@@ -53,15 +52,13 @@ impl PolitenessArgs {
 
 /// Arguments of `vbk limit`.
 #[derive(Debug, Args)]
-#[command(allow_missing_positional = true, after_help = LIMIT_HELP)]
+#[command(override_usage = "vbk limit [OPTIONS] [[GUEST] <LIMIT>]", after_help = LIMIT_HELP)]
 pub struct LimitArgs {
-    /// Only backups of this guest
-    pub guest: Option<GuestName>,
-
     /// A share of the disks' speed, e.g. 30%; a rate, e.g. 50MB/s (units of 1000), 50MiB/s or 50M (units of 1024); none; or
-    /// default: the limit that the backup was started with
-    #[arg(value_name = "LIMIT", value_parser = parse_wanted_limit)]
-    pub limit: WantedLimit,
+    /// default: the limit that the backup was started with. Before it perhaps a guest, for only its backups. Without a limit
+    /// the running backups and the limits set for them are listed
+    #[arg(value_name = "GUEST|LIMIT", num_args = 0..=2)]
+    pub words: Vec<String>,
 }
 
 const LIMIT_HELP: &str = "\

@@ -39,7 +39,8 @@ pub struct RestoreArgs {
     #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
     pub target: Option<PathBuf>,
 
-    /// Replace an existing file, or write to a device that a program has open for writing, e.g. a running guest
+    /// Replace an existing file, write to a device that a program has open for writing, e.g. a running guest, or overwrite
+    /// a device that holds another disk: partition table, file system, LVM or LUKS with an identity that the backup has not
     #[arg(long, short)]
     pub force: bool,
 
@@ -49,9 +50,10 @@ pub struct RestoreArgs {
     #[arg(long, conflicts_with = "create_in")]
     pub differential: bool,
 
-    /// With --differential: change nothing, and print how much differs. Does not read the blocks in the repository, so
-    /// damage there is not noticed
-    #[arg(long, requires = "differential")]
+    /// Write nothing, and print the target, what it holds and whether it is in use, whether the disk fits, and whether the
+    /// restore would be refused: exit code 1 then. With --differential also how much differs. Does not read the blocks in
+    /// the repository, so damage there is not noticed
+    #[arg(long, short = 'n')]
     pub dry_run: bool,
 
     /// Format of a new file: raw (default), or qcow2, whose disk ends at the next multiple of 512 bytes

@@ -211,9 +211,10 @@ impl BehindRestore {
                 threads: threads(),
             };
             let image = &disk.image;
+            let reader = ImageReader::open(view.store(), Arc::clone(&resources), image)?;
             Ok(Part {
-                image: ImageReader::open(view.store(), Arc::clone(&resources), image)?,
-                restore: Restore::open(image.size_bytes, image.data_bytes, &disk.path, &options)?,
+                restore: Restore::open(&reader, image.data_bytes, &disk.path, &options)?,
+                image: reader,
                 disk: disk.clone(),
             })
         };

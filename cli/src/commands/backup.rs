@@ -64,6 +64,8 @@ struct Ended {
     known: Option<Vec<GuestName>>,
     /// Blocks that guests which were not backed up left for the next run; `None` if that is not known.
     kept: Option<Unfinished>,
+    /// Time for which it waited for another process that writes to the repository.
+    waited: Duration,
     /// Held until every report is written.
     _lock: Option<NightlyLock>,
 }
@@ -91,6 +93,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         mut warnings,
         known,
         kept,
+        waited,
         _lock,
     } = match ended {
         Ok(ended) => ended,
@@ -119,7 +122,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     warnings += monitoring.finish(is_known);
     match args.all {
         true => all_done(context, &done, warnings, kept, clock.elapsed()),
-        false => one_done(context, done, warnings, kept, clock.elapsed()),
+        false => one_done(context, done, warnings, kept, waited),
     }
 }
 
@@ -172,7 +175,9 @@ fn back_up(
         .map_err(vbk::Error::from)?;
     let repository = context.repository_to_write()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
+    let waiting = Instant::now();
     let writer = context.writer(&repository, &command, args.no_wait, &cancel);
+    let waited = waiting.elapsed();
     let writer = writer.map_err(|error| {
         deadline.reason_for(
             error,
@@ -218,6 +223,7 @@ fn back_up(
     Ok(Ended {
         done,
         kept,
+        waited,
         warnings: warnings + notes.len() as u64,
         known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
@@ -303,7 +309,7 @@ fn one_done(
     mut done: Vec<Done>,
     warnings: u64,
     kept: Option<Unfinished>,
-    took: Duration,
+    waited: Duration,
 ) -> Result<Outcome> {
     let done = done.pop().expect("one guest was planned");
     let summary = match (done.result, describe(kept)) {
@@ -313,7 +319,7 @@ fn one_done(
         }
         (result, _) => result?,
     };
-    context.say(report::last_line(&summary, took));
+    context.say(report::last_line(&summary, waited));
     let warnings = done.warnings + warnings;
     context.json_result(&report::Report::new(&summary, warnings))?;
     Ok(match warnings {
@@ -332,6 +338,7 @@ fn all_done(
     if let Some(table) = report::table(done, context.quiet(), !log::is_beside_output()) {
         context.print(table);
     }
+    context.say(report::totals(done, took));
     let text = describe(kept);
     context.json_result(&report::AllReport::new(done, warnings, kept, took))?;
     let interrupted = |done: &Done| matches!(&done.result, Err(error) if error.kind() == ErrorKind::Interrupted);

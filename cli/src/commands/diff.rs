@@ -47,7 +47,9 @@ struct DiskJson {
     /// None of a disk that only one backup has.
     #[serde(skip)]
     count: Option<u64>,
-    ranges: Vec<RangeJson>,
+    /// With --ranges.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranges: Option<Vec<RangeJson>>,
 }
 
 #[derive(Serialize)]
@@ -168,7 +170,7 @@ fn compare(context: &Context<'_>, view: &View, pair: Pair<'_>, list: bool, liste
                 after_bytes: other.map(|image| image.size_bytes),
                 differing_bytes: image.size_bytes,
                 count: None,
-                ranges: Vec::new(),
+                ranges: list.then(Vec::new),
             });
         }
     };
@@ -182,7 +184,7 @@ fn compare(context: &Context<'_>, view: &View, pair: Pair<'_>, list: bool, liste
                 range.kind.to_string(),
             ]);
         }
-        if context.json() {
+        if list && context.json() {
             ranges.push(RangeJson {
                 offset_bytes: range.offset_bytes,
                 len_bytes: range.len_bytes,
@@ -197,7 +199,7 @@ fn compare(context: &Context<'_>, view: &View, pair: Pair<'_>, list: bool, liste
         after_bytes: Some(found.after_bytes),
         differing_bytes: found.total_bytes(),
         count: Some(found.ranges),
-        ranges,
+        ranges: list.then_some(ranges),
     })
 }
 

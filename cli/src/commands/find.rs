@@ -25,6 +25,7 @@ use crate::guest_files::{BackupFiles, same_disks};
 use crate::period::Period;
 use crate::secrets;
 use crate::signals;
+use crate::terminal::log;
 use crate::terminal::output::{self, JsonList, json_text};
 use crate::terminal::units;
 use crate::warnings::{warn_of_clocks, warn_of_foreign_changes};
@@ -75,6 +76,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
     let resources = ReadResources::new(threads());
     let mut json = context.json().then(|| JsonList::new("{\"files\": "));
     let (mut outcome, mut count) = (Outcome::Done, 0_usize);
+    let mut searched = (guests.len(), 0);
     for guest in guests {
         let entries = entries(&catalogue, &guest, &period);
         if entries.is_empty() {
@@ -92,6 +94,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
             outcome: Outcome::Done,
         };
         search.all(&entries, &cancel)?;
+        searched.1 += entries.len();
         outcome = outcome.worse(search.outcome);
         count += search.versions.len();
         let specs: Vec<_> = entries.iter().map(|entry| entry.backup.spec()).collect();
@@ -102,6 +105,13 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
     }
     if let Some(json) = json {
         json.end("}");
+    }
+    if count == 0 && outcome == Outcome::Done && !context.json() && !context.quiet() {
+        log::complain(format_args!(
+            "nothing is named like that in {} of {}",
+            units::count(searched.1 as u64, "backup"),
+            units::count(searched.0 as u64, "guest")
+        ));
     }
     // As grep(1): nothing was found.
     Ok(if count == 0 {

@@ -23,10 +23,17 @@ pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {
         KeyCommand::Add(args) => add(context, args),
         KeyCommand::Remove { name } => {
             let repository = encrypted(context.locked_repository_to_write()?)?;
-            repository.remove_key(name, &context.key_of(&repository)?)?;
+            let (key, repository) = context.with_key(&repository)?;
+            repository.remove_key(name, &key)?;
             context.say(format_args!(
                 "key {name} is removed; anyone who has it and a copy of its slot can still read"
             ));
+            if let [Ok(last)] = &repository.key_slots()?[..] {
+                context.say(format_args!(
+                    "one key is left, {} ({}): without it nothing can be read. `vbk key add --recovery` adds another",
+                    last.name, last.kind
+                ));
+            }
             Ok(Outcome::Done)
         }
         KeyCommand::Passwd(args) => passwd(context, args),
@@ -171,8 +178,7 @@ struct Changed {
 fn passwd(context: &Context<'_>, args: &KeyPasswdArgs) -> Result<Outcome> {
     let repository = encrypted(context.locked_repository_to_write()?)?;
     // Asked for once.
-    let given = context.key_of(&repository)?;
-    let repository = repository.unlock(&given)?;
+    let (given, repository) = context.with_key(&repository)?;
     let slots = named_slots(&repository)?;
     let old = old_key(&repository, &slots, &given, args.old.as_deref())?;
     let (way, recovery_key) = new_key(&args.new)?;

@@ -1,12 +1,14 @@
 //! `vbk limit`
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
 use vbk::limit::ReadLimit;
 use vbk::limit::requests::{FILE, Requests, running};
+use vbk_repo::name::GuestName;
 
-use crate::args::LimitArgs;
+use crate::args::{LimitArgs, WantedLimit, parse_wanted_limit};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
@@ -28,17 +30,73 @@ struct Asked {
     limit: LimitJson,
 }
 
-/// Sets the read limit of running backups.
+#[derive(Serialize)]
+struct ListReport {
+    runs: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    run: PathBuf,
+    command: String,
+    /// Limit set for all guests; null where it is the one that the run began with.
+    all: Option<LimitJson>,
+    /// Limits set for single guests.
+    guests: BTreeMap<String, LimitJson>,
+}
+
+/// Sets the read limit of running backups, or lists them.
 pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
+    let limit = |text: &String| parse_wanted_limit(text).map_err(|why| Error::Usage(format!("{text:?}: {why}")));
+    match &args.words[..] {
+        [] => list(context),
+        [guest, wanted, ..] => set(context, Some(guest.parse()?), limit(wanted)?),
+        [wanted] => set(context, None, limit(wanted)?),
+    }
+}
+
+/// Lists the running backups, and the limits that were set for them.
+fn list(context: &Context<'_>) -> Result<Outcome> {
+    let mut listed = Vec::new();
+    for run in running(&machine::runtime_dir()?) {
+        let requests = Requests::load(&run.directory.join(FILE)).unwrap_or_default();
+        let (all, guests) = requests.all();
+        let as_begun = || "the one that it began with".to_owned();
+        let mut text = format!(
+            "{}: read limit is {}",
+            run.command,
+            all.map_or_else(as_begun, |limit| limit.to_string())
+        );
+        for (guest, limit) in guests {
+            text.push_str(&format!("; of {guest} {limit}"));
+        }
+        context.say(text);
+        // Of the disks' speeds this command knows nothing.
+        let json = |limit: &ReadLimit| LimitJson::new(*limit, None);
+        listed.push(Listed {
+            all: all.as_ref().map(json),
+            guests: guests
+                .iter()
+                .map(|(guest, limit)| (guest.clone(), json(limit)))
+                .collect(),
+            run: run.directory,
+            command: run.command,
+        });
+    }
+    if listed.is_empty() {
+        context.say(format_args!("no backup is running{}", seen()));
+    }
+    context.json_result(&ListReport { runs: listed })?;
+    Ok(Outcome::Done)
+}
+
+fn set(context: &Context<'_>, guest: Option<GuestName>, wanted: WantedLimit) -> Result<Outcome> {
     let cant = |doing: &str, path: &std::path::Path, error: std::io::Error| {
         Error::io(format!("{doing} {}", path.display()))(error)
     };
     let runs = running(&machine::runtime_dir()?);
-    let guest = args.guest.as_ref();
-    let limit = args
-        .limit
-        .0
-        .map_or_else(|| "default".to_owned(), |limit| limit.to_string());
+    let guest = guest.as_ref();
+    let limit = wanted.0.map_or_else(|| "default".to_owned(), |limit| limit.to_string());
     let mut asked = Vec::new();
     for run in runs
         .into_iter()
@@ -47,7 +105,7 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
         let file = run.directory.join(FILE);
         // An unreadable file holds no request: the new one replaces it.
         let mut requests = Requests::load(&file).unwrap_or_default();
-        requests.ask(guest, args.limit.0);
+        requests.ask(guest, wanted.0);
         match requests.store(&file) {
             Ok(()) => {}
             // The run has ended meanwhile and removed its directory.
@@ -63,9 +121,9 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
             run: run.directory,
             command: run.command,
             guest: guest.map(ToString::to_string),
-            default: args.limit.0.is_none(),
+            default: wanted.0.is_none(),
             // Of the disks' speeds this command knows nothing.
-            limit: LimitJson::new(args.limit.0.unwrap_or(ReadLimit::Unlimited), None),
+            limit: LimitJson::new(wanted.0.unwrap_or(ReadLimit::Unlimited), None),
         });
     }
     if asked.is_empty() {

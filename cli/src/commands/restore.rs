@@ -3,6 +3,7 @@
 mod create;
 mod differential;
 mod directory;
+mod dry_run;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -115,6 +116,9 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     if args.differential {
         return differential::run(context, args, &disk, target, &cancel);
     }
+    if args.dry_run && to_stdout {
+        return dry_run::to_stdout(context, &disk);
+    }
     let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);
     let label = disk.label();
     let damaged = damage_mode(args);
@@ -141,6 +145,10 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         damaged,
         threads: threads(),
     };
+    if args.dry_run {
+        progress.finish();
+        return Ok(known.worse(dry_run::disk(context, &disk, target, &options)?));
+    }
     let restored = restore(&disk.reader, image.data_bytes, target, &options, &cancel, &progress)?;
     progress.finish();
     let took = started.elapsed();

@@ -1,5 +1,7 @@
 //! `vbk snapshots`
 
+use std::io::ErrorKind;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk::host::run::RunInfo;
@@ -7,7 +9,7 @@ use vbk::snapshot::{self, Cleaned, Directories, Leftover, State};
 
 use crate::args::SnapshotsArgs;
 use crate::context::Context;
-use crate::exit::{Outcome, Result};
+use crate::exit::{Error, Outcome, Result};
 use crate::machine;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
@@ -53,18 +55,18 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
         host_id: &machine::host_id(),
     };
     if args.clean {
-        let cleaned = snapshot::clean(&programs, directories, args.kept).map_err(vbk::Error::from)?;
+        let cleaned = snapshot::clean(&programs, directories, args.kept).map_err(of_user)?;
         return report(context, &cleaned, "nothing was left behind");
     }
     if args.guard {
-        let given_up = snapshot::give_up(&programs, directories, args.above, None).map_err(vbk::Error::from)?;
+        let given_up = snapshot::give_up(&programs, directories, args.above, None).map_err(of_user)?;
         return report(
             context,
             &given_up,
             "no pool or file system with kept snapshots is nearly full",
         );
     }
-    let found = snapshot::leftovers(&programs, directories).map_err(vbk::Error::from)?;
+    let found = snapshot::leftovers(&programs, directories).map_err(of_user)?;
     if found.is_empty() {
         context.say("no snapshots of disks are left on this machine; `vbk list` lists backups");
     } else {
@@ -74,6 +76,19 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
         snapshots: found.iter().map(json).collect(),
     })?;
     Ok(Outcome::Done)
+}
+
+/// Says to a user why LVM showed nothing: its own words name files in /run and /dev/mapper.
+fn of_user(error: impl Into<vbk::Error>) -> Error {
+    let error = Error::from(error.into());
+    match nix::unistd::geteuid().is_root() {
+        true => error,
+        false => {
+            tracing::info!("{}", error.text());
+            let source = std::io::Error::new(ErrorKind::PermissionDenied, "only root sees logical volumes");
+            Error::io("list the snapshots of disks")(source)
+        }
+    }
 }
 
 fn report(context: &Context<'_>, cleaned: &Cleaned, nothing: &str) -> Result<Outcome> {

@@ -1,5 +1,7 @@
 //! `vbk status`
 
+mod check;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use vbk_repo::repository::directory::last_prune;
 use vbk_repo::repository::home::Home;
 use vbk_repo::repository::{Repository, Unfinished};
 
+use self::check::Check;
 use crate::args::StatusArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
@@ -36,6 +39,9 @@ struct Report<'a> {
     connected: &'a Connected,
     #[serde(flatten)]
     morning: Morning,
+    /// With --check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<Check>,
 }
 
 /// The part of the report that comes from the repository's content.
@@ -88,6 +94,7 @@ impl<'a> Report<'a> {
             size_bytes: served.size_bytes,
             connected: &served.connected,
             morning,
+            check: None,
         }
     }
 
@@ -101,19 +108,31 @@ impl<'a> Report<'a> {
             size_bytes: status.file_system.size_bytes,
             connected,
             morning,
+            check: None,
         }
     }
 }
 
 /// Prints the state of the repository, the processes that read and write it, and its clients.
 pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
+    match report(context, args) {
+        Err(error) if args.check => Ok(check::failed(context, &error)),
+        result => result,
+    }
+}
+
+fn report(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
     match context.locked_server()? {
         Some(server) => {
             let repository = Repository::at(Arc::clone(&server) as _);
             let opened = context.opened_without_question(&repository);
             let morning = Morning::of(&repository, opened.as_ref());
-            show(context, &Report::of_server(server.name(), &server.status()?, morning))?;
-            written(context, args, opened.as_ref().unwrap_or(&repository))
+            let state = show(
+                context,
+                args,
+                Report::of_server(server.name(), &server.status()?, morning),
+            )?;
+            written(context, args, opened.as_ref().unwrap_or(&repository), state)
         }
         None => {
             let repository = context.locked_repository()?;
@@ -121,27 +140,40 @@ pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
             let morning = Morning::of(&repository, opened.as_ref());
             let path = repository.local_path()?;
             let status = activity::status(&repository)?;
-            show(
+            let state = show(
                 context,
-                &Report::of_directory(path, &status, &connected(path)?, morning),
+                args,
+                Report::of_directory(path, &status, &connected(path)?, morning),
             )?;
-            written(context, args, opened.as_ref().unwrap_or(&repository))
+            written(context, args, opened.as_ref().unwrap_or(&repository), state)
         }
     }
 }
 
-fn show(context: &Context<'_>, report: &Report<'_>) -> Result<()> {
-    context.print(text(report, Timestamp::now(), context.verbose()));
-    context.json_result(report)
+/// Prints the report, or with --check one line about it, and returns the outcome of the check.
+fn show(context: &Context<'_>, args: &StatusArgs, mut report: Report<'_>) -> Result<Outcome> {
+    let now = Timestamp::now();
+    if !args.check {
+        context.print(text(&report, now, context.verbose()));
+        context.json_result(&report)?;
+        return Ok(Outcome::Done);
+    }
+    let check = Check::of(report.morning.facts.as_ref(), args, now);
+    let outcome = check.outcome();
+    context.print(format_args!("{check}\n"));
+    report.check = Some(check);
+    context.json_result(&report)?;
+    Ok(outcome)
 }
 
 /// Writes the metrics, if a file was named.
-fn written(context: &Context<'_>, args: &StatusArgs, repository: &Repository) -> Result<Outcome> {
+fn written(context: &Context<'_>, args: &StatusArgs, repository: &Repository, state: Outcome) -> Result<Outcome> {
     let Some(path) = &args.metrics else {
-        return Ok(Outcome::Done);
+        return Ok(state);
     };
     Ok(match metrics::record(context, Some(path), repository, |_| ()) {
-        true => Outcome::Done,
+        true => state,
+        false if args.check => state,
         false => Outcome::Warnings,
     })
 }
@@ -226,10 +258,11 @@ fn morning(morning: &Morning, status: Option<&Status>, now: Timestamp) -> Vec<(&
         );
         lines.push(("Backups", count));
         let last = facts.last_backup.as_ref().zip(facts.last_backup_at);
-        lines.push((
-            "Last backup",
-            last.map_or_else(|| "none".to_owned(), |(backup, at)| format!("{}: {backup}", ago(at))),
-        ));
+        let mut text = last.map_or_else(|| "none".to_owned(), |(backup, at)| format!("{}: {backup}", ago(at)));
+        if let Some(made_last) = &facts.made_last {
+            text.push_str(&format!(" (the newest by its time; made last: {made_last})"));
+        }
+        lines.push(("Last backup", text));
         let verify = facts.last_verify.map_or_else(|| "none is recorded".to_owned(), ago);
         let oldest = facts
             .oldest_proof

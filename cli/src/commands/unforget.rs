@@ -25,8 +25,15 @@ pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
     let writer = context.manager("unforget", args.no_wait, &cancel)?;
     let mut bin = decoded(writer.store().hashing(), writer.forgotten()?, &writer.states()?);
     let period = Period::new(args.since.as_ref(), None, Timestamp::now(), TimeZone::UTC)?;
+    let is_empty = bin.is_empty();
     bin.retain(|binned| period.contains(binned.forgotten.removed));
     let chosen = choose(&bin, args)?;
+    if chosen.is_empty() {
+        context.say(match is_empty {
+            true => "the bin is empty; nothing was brought back",
+            false => "nothing was forgotten in that time; `vbk list --forgotten` lists what can be brought back",
+        });
+    }
     let mut back: Vec<&Binned> = Vec::new();
     for binned in &chosen {
         let spec = binned.entry.backup.spec();
@@ -77,7 +84,7 @@ fn unknown(bin: &[Binned], what: &str) -> Error {
     let matching = |name: &String| what.contains('@') && name.starts_with(what);
     let candidates: Vec<_> = names.into_iter().filter(matching).collect();
     match &candidates[..] {
-        [] => Error::Usage(format!(
+        [] => Error::NotThere(format!(
             "{what} is not in the bin; `vbk list --forgotten` lists what can be brought back"
         )),
         [name] => Error::Usage(format!(

@@ -13,9 +13,11 @@ use vbk_fuse::files::HIDDEN_ROOT;
 use vbk_fuse::volumes;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::name::GuestName;
+use vbk_repo::repository::View;
 
 use crate::args::{Cli, Global, Sources};
 use crate::context::Context;
+use crate::forgotten::{Binned, decoded};
 use crate::listing::disk_names;
 use crate::place;
 use crate::terminal::units;
@@ -31,6 +33,8 @@ pub(super) enum Form {
     Inside,
     /// A guest, or a backup.
     GuestOrBackup,
+    /// A guest with backups in the bin, or one of these.
+    Forgotten,
     /// A mount point of vbk.
     Mount,
     /// A disk of this host, perhaps with a name: `vda=/dev/vg0/web1`.
@@ -51,6 +55,8 @@ struct Found {
     catalogue: Catalogue,
     /// Guests with a section in the configuration.
     configured: Vec<GuestName>,
+    /// The bin; empty likewise.
+    bin: Vec<Binned>,
 }
 
 impl Names {
@@ -70,6 +76,7 @@ impl Names {
         let mut all = match form {
             Form::Mount => mount_points(),
             Form::Disk => Vec::new(),
+            Form::Forgotten => self.forgotten(current),
             Form::Guest => self.guests(""),
             Form::GuestOrBackup if !current.contains('@') => {
                 let mut all = self.guests("");
@@ -84,6 +91,16 @@ impl Names {
 
     fn found(&self) -> &Found {
         self.found.get_or_init(|| find(&self.words).unwrap_or_default())
+    }
+
+    /// Returns guests with backups in the bin, or, behind the @, these backups.
+    fn forgotten(&self, current: &str) -> Vec<CompletionCandidate> {
+        let bin = &self.found().bin;
+        let names: BTreeSet<_> = match current.contains('@') {
+            true => bin.iter().map(|one| one.entry.backup.spec()).collect(),
+            false => bin.iter().map(|one| one.entry.backup.guest.to_string()).collect(),
+        };
+        names.into_iter().map(CompletionCandidate::new).collect()
     }
 
     fn guests(&self, end: &str) -> Vec<CompletionCandidate> {
@@ -139,14 +156,21 @@ fn find(words: &[OsString]) -> Option<Found> {
     let matches = Cli::command().ignore_errors(true).try_get_matches_from(words).ok()?;
     let global = Global::from_arg_matches(&matches).ok()?;
     let context = Context::new(&global, Sources::of(&matches));
+    let view = view(&context);
     let configured = context.config().map(|config| config.guests().cloned().collect());
     Some(Found {
-        catalogue: catalogue(&context).unwrap_or_default(),
+        catalogue: view.as_ref().and_then(|view| view.catalogue().ok()).unwrap_or_default(),
+        bin: view.as_ref().and_then(bin).unwrap_or_default(),
         configured: configured.unwrap_or_default(),
     })
 }
 
-fn catalogue(context: &Context<'_>) -> Option<Catalogue> {
+fn bin(view: &View) -> Option<Vec<Binned>> {
+    let forgotten = view.forgotten().ok()?;
+    Some(decoded(view.store().hashing(), forgotten, &view.states().ok()?))
+}
+
+fn view(context: &Context<'_>) -> Option<View> {
     let path = context.repository_path().ok()?;
     if place::is_address(path) {
         return None;
@@ -156,7 +180,7 @@ fn catalogue(context: &Context<'_>) -> Option<Catalogue> {
         false => locked,
         true => locked.unlock(&context.given_key(path).ok()??).ok()?,
     };
-    repository.view().ok()?.catalogue().ok()
+    repository.view().ok()
 }
 
 fn mount_points() -> Vec<CompletionCandidate> {

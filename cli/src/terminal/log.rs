@@ -43,7 +43,10 @@ pub fn start(verbose: u8, quiet: bool) {
             .init();
     } else if io::stderr().is_terminal() {
         // A person looks on, and knows the time.
-        log.without_time().with_writer(|| Shown).with_ansi(true).init();
+        log.without_time()
+            .with_writer(|| Shown)
+            .with_ansi(!is_colourless())
+            .init();
     } else {
         log.with_timer(Seconds).with_writer(|| Shown).with_ansi(false).init();
     }
@@ -72,6 +75,11 @@ pub fn is_beside_output() -> bool {
     let of = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino);
     let (out, err) = (fstat(io::stdout().as_fd()), fstat(io::stderr().as_fd()));
     out.ok().map(of).is_some_and(|out| err.ok().map(of) == Some(out))
+}
+
+/// Returns whether the user wants no colours (no-color.org): the variable is set, and not empty.
+fn is_colourless() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// Returns whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`). Device and inode

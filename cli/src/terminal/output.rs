@@ -106,8 +106,9 @@ impl JsonList {
 
     /// Writes the end, with all that follows the bracket.
     pub fn end(mut self, after: &str) {
+        let line = if self.is_started { "\n" } else { "" };
         self.start();
-        write_bytes(format!("\n]{}\n", json(after)).as_bytes());
+        write_bytes(format!("{line}]{}\n", json(after)).as_bytes());
     }
 
     fn start(&mut self) {

@@ -96,6 +96,17 @@ impl Progress {
         }
     }
 
+    /// Shows what the work is about.
+    pub fn of(self, what: &str) -> Self {
+        self.rename(what);
+        self
+    }
+
+    /// Shows another object of the work.
+    pub fn rename(&self, what: &str) {
+        what.clone_into(&mut self.shown.lock().disk);
+    }
+
     /// Shows which of these guests are at work.
     pub fn with_guests(self, all: usize) -> Self {
         self.shown.lock().guests = Some(Guests::new(all));

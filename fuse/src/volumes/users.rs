@@ -32,6 +32,10 @@ fn processes_using(path: &Path) -> Vec<String> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
+        // This process only wants to unmount it, though perhaps from a directory in it.
+        if pid == std::process::id() {
+            continue;
+        }
         let process = process.path();
         if links(&process).any(|link| link.starts_with(path)) || maps(&process, path) {
             let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();

@@ -34,6 +34,7 @@ use inode::{FLAG_ENCRYPT, FLAG_EXTENTS, FLAG_INLINE_DATA, Inode};
 use superblock::{COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, Superblock};
 use volume::Volume;
 
+pub(crate) use superblock::uuid_text;
 pub use superblock::{BackupSuperblock, backup_superblock};
 
 /// Offset of the primary superblock.

@@ -3,7 +3,7 @@
 
 use super::crc;
 use super::group::Summary;
-use crate::device::{Device, SharedDevice, le32, le64, read_array, read_inside};
+use crate::device::{Device, le32, le64, read_array, read_inside};
 use crate::error::{Error, Result};
 
 const SECTOR_BYTES: u64 = 512;
@@ -58,16 +58,16 @@ impl PhysicalVolume {
 }
 
 /// Reads the head of a physical volume. Fails if it has no valid label; an area that is damaged gives a remark.
-pub fn physical_volume(device: &SharedDevice) -> Result<PhysicalVolume> {
+pub fn physical_volume(device: &dyn Device) -> Result<PhysicalVolume> {
     let mut damaged = None;
     for sector in 0..LABEL_SECTORS {
-        let Some(label) = read_array::<512>(device.as_ref(), sector * SECTOR_BYTES)? else {
+        let Some(label) = read_array::<512>(device, sector * SECTOR_BYTES)? else {
             break;
         };
         if label[..8] != *b"LABELONE" {
             continue;
         }
-        match from_label(device.as_ref(), sector, &label) {
+        match from_label(device, sector, &label) {
             Err(error @ Error::Io(_)) => return Err(error),
             Err(error) => damaged = damaged.or(Some(error)),
             Ok(found) => return Ok(found),

@@ -113,7 +113,7 @@ fn assert_content(device: &dyn Device, expected: &[u8]) {
 
 fn open(disks: &[Arc<Memory>]) -> Vec<Group> {
     let shared = disks.iter().map(|disk| -> SharedDevice { Arc::<Memory>::clone(disk) });
-    let members = shared.map(|disk| (physical_volume(&disk).unwrap(), disk));
+    let members = shared.map(|disk| (physical_volume(&*disk).unwrap(), disk));
     assemble(members.collect())
 }
 

@@ -183,7 +183,7 @@ pub fn describe(content: Content, volume: &SharedDevice) -> io::Result<Option<St
 
 /// Reads the group's name; `None` if the volume is damaged or has no metadata.
 fn lvm_group(volume: &SharedDevice) -> io::Result<Option<String>> {
-    match lvm::physical_volume(volume) {
+    match lvm::physical_volume(&**volume) {
         Ok(volume) => Ok(volume.group().map(|(name, _)| printable(name.as_bytes()))),
         Err(Error::Io(error)) => Err(error),
         Err(_) => Ok(None),

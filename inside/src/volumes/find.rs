@@ -240,7 +240,7 @@ impl Search<'_> {
                 Err(error) => self.keep(item, Err(error.to_string())),
             },
             Content::Luks => self.open_luks(item),
-            Content::LvmMember => match lvm::physical_volume(&item.device) {
+            Content::LvmMember => match lvm::physical_volume(&*item.device) {
                 _ if item.depth >= MAX_DEPTH => self.keep(item, Err("too many volumes inside each other".into())),
                 Ok(physical) => self.physical.push((physical, item, probed)),
                 Err(error) => self.keep(item, Err(format!("LVM physical volume, {error}"))),

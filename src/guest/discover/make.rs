@@ -78,17 +78,13 @@ fn of_paths(
         notes: Vec::new(),
     };
     for (name, path) in disks {
-        let size_bytes = match size_of(path) {
-            Ok(size_bytes) => Some(size_bytes),
-            Err(what) => {
-                guest.notes.push(format!("disk {name}: {} {what}", path.display()));
-                None
-            }
-        };
+        let (size_bytes, unreadable) = examine(name, path);
+        guest.notes.extend(unreadable.clone());
         guest.disks.push(FoundDisk {
             name: name.clone(),
             path: path.clone(),
             size_bytes,
+            unreadable,
             speed: guest.domain.as_ref().and_then(|domain| allocated(domain, name, path)),
         });
     }
@@ -164,19 +160,15 @@ pub(super) fn libvirt_guest(name: GuestName, domain: Domain, running: Option<boo
             });
             continue;
         }
-        let size_bytes = match size_of(path) {
-            Ok(size_bytes) => Some(size_bytes),
-            Err(what) => {
-                notes.push(format!("disk {name}: {} {what}", path.display()));
-                None
-            }
-        };
+        let (size_bytes, unreadable) = examine(&name, path);
+        notes.extend(unreadable.clone());
         let speed = disk.read_bytes_per_sec.map(|speed| (speed, FoundBy::Libvirt));
         let configured = known.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured));
         disks.push(FoundDisk {
             name,
             path: path.clone(),
             size_bytes,
+            unreadable,
             speed: configured.or(speed),
         });
     }
@@ -230,9 +222,18 @@ pub(super) fn tagged_guest(name: GuestName, disks: Vec<TaggedDisk>, known: &Know
                 name: disk.name,
                 path: volume.path,
                 size_bytes: volume.size_bytes,
+                unreadable: None,
                 speed: known.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured)),
             });
         }
     }
     guest
+}
+
+/// Returns the size of a disk, or the reason why it has none.
+fn examine(name: &DiskName, path: &Path) -> (Option<u64>, Option<String>) {
+    match size_of(path) {
+        Ok(size_bytes) => (Some(size_bytes), None),
+        Err(what) => (None, Some(format!("disk {name}: {} {what}", path.display()))),
+    }
 }

@@ -80,16 +80,8 @@ impl Night<'_> {
         if let Some(error) = self.error {
             _ = writeln!(text, "{}", error.message());
         }
-        let made = self.done.iter().filter_map(|done| done.result.as_ref().ok());
-        let (mut read, mut new, mut stored) = (0, 0, 0);
-        for summary in made {
-            read += summary.counts.read_bytes;
-            new += summary.counts.new_bytes;
-            stored += summary.counts.stored_bytes;
-        }
         if self.error.is_none() {
-            let [read, new, stored] = [read, new, stored].map(units::size);
-            _ = writeln!(text, "{read} read, {new} new ({stored} stored)");
+            _ = writeln!(text, "{}", report::sums(self.done));
         }
         if let Some(table) = report::table(self.done, true, true) {
             _ = write!(text, "\n{table}");

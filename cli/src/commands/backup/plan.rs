@@ -152,6 +152,8 @@ impl Common<'_> {
 
     fn job(&self, found: FoundGuest) -> Job {
         let mut notes = found.notes.clone();
+        // The backup will fail, and say the same.
+        notes.retain(|note| found.disks.iter().all(|disk| disk.unreadable.as_ref() != Some(note)));
         let missing = found.left_out.iter().filter(|disk| !disk.is_meant);
         notes.extend(missing.map(|disk| format!("disk {} is not backed up: it {}", disk.name, disk.why)));
         let disks = found.disks.iter();

@@ -12,6 +12,11 @@ use super::Done;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 
+/// Waiting that is worth a word.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
+/// Characters of a reason in a table, where the log says all of it.
+const SHORT: usize = 60;
+
 /// JSON of one backup.
 #[derive(Serialize)]
 pub struct Report<'a> {
@@ -94,21 +99,60 @@ impl<'a> AllReport<'a> {
     }
 }
 
-/// Returns the line for one backup.
-pub fn last_line(summary: &BackupSummary, took: Duration) -> String {
-    let counts = &summary.counts;
+/// Returns the line for one backup. Waiting for another process that writes is not a part of its time.
+pub fn last_line(summary: &BackupSummary, waited: Duration) -> String {
+    let waited = match waited >= WORTH_SAYING {
+        true => format!(", after {} of waiting", units::duration(waited)),
+        false => String::new(),
+    };
     format!(
-        "{}: {} read, {} new ({} stored) in {}",
+        "{}: {} in {}{waited}",
         summary.entry.backup.spec(),
-        units::size(counts.read_bytes),
-        units::size(counts.new_bytes),
-        units::size(counts.stored_bytes),
-        units::duration(took)
+        amounts(&summary.counts),
+        units::duration(Duration::from_millis(summary.entry.backup.duration_ms))
     )
 }
 
+/// `120 MiB read, 3 MiB new (1 MiB stored)`
+fn amounts(counts: &Counts) -> String {
+    format!(
+        "{} read, {} new ({} stored)",
+        units::size(counts.read_bytes),
+        units::size(counts.new_bytes),
+        units::size(counts.stored_bytes)
+    )
+}
+
+/// Returns the sums of all backups that were made: [`amounts`].
+pub fn sums(all: &[Done]) -> String {
+    let mut sums = Counts::default();
+    for summary in all.iter().filter_map(|done| done.result.as_ref().ok()) {
+        sums += summary.counts;
+    }
+    amounts(&sums)
+}
+
+/// Returns the last line of a run over several guests: `3 guests backed up, 1 failed; 120 MiB read, ... in 12s`.
+pub fn totals(all: &[Done], took: Duration) -> String {
+    let failed = all.iter().filter(|done| done.result.is_err()).count();
+    let made = units::count((all.len() - failed) as u64, "guest");
+    let failed = match failed {
+        0 => String::new(),
+        failed => format!(", {failed} failed"),
+    };
+    format!("{made} backed up{failed}; {} in {}", sums(all), units::duration(took))
+}
+
+/// Returns a text that fits into a table, beside the whole of it.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHORT) {
+        Some((end, _)) => format!("{}...", text[..end].trim_end()),
+        None => text.to_owned(),
+    }
+}
+
 /// Returns the table of a run over several guests. With `quiet` it has only those that failed or had warnings. `says_why`: the reader
-/// of the table does not see the log.
+/// of the table does not see the log, and gets the whole reason.
 pub fn table(all: &[Done], quiet: bool, says_why: bool) -> Option<Table> {
     let mut table = Table::new(&[
         ("GUEST", Align::Left),
@@ -144,7 +188,7 @@ pub fn table(all: &[Done], quiet: bool, says_why: bool) -> Option<Table> {
                 units::duration(done.took),
                 match says_why {
                     true => error.text(),
-                    false => "see above".to_owned(),
+                    false => shortened(&error.text()),
                 },
             ],
         };
@@ -152,4 +196,35 @@ pub fn table(all: &[Done], quiet: bool, says_why: bool) -> Option<Table> {
         rows += 1;
     }
     (rows > 0).then_some(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Error;
+
+    fn failed(guest: &str, why: &str) -> Done {
+        Done {
+            guest: guest.parse().expect("a name"),
+            result: Err(Error::Usage(why.to_owned())),
+            is_begun: true,
+            took: Duration::from_secs(1),
+            warnings: 0,
+        }
+    }
+
+    #[test]
+    fn the_table_says_why_a_guest_failed_and_the_last_line_how_many() {
+        let long = "a".repeat(100);
+        let all = [failed("db1", "its disk is missing"), failed("web1", &long)];
+        let beside = table(&all, false, false).expect("has rows").to_string();
+        assert!(beside.contains("its disk is missing"), "{beside}");
+        assert!(beside.contains(&format!("{}...\n", "a".repeat(60))), "{beside}");
+        let alone = table(&all, true, true).expect("has rows").to_string();
+        assert!(alone.contains(&long), "{alone}");
+        assert_eq!(
+            totals(&all, Duration::from_secs(72)),
+            "0 guests backed up, 2 failed; 0 B read, 0 B new (0 B stored) in 1m12s"
+        );
+    }
 }

@@ -40,6 +40,28 @@ struct VolumeJson<'a> {
     damaged: Vec<RangeJson>,
 }
 
+#[derive(Serialize)]
+struct DryRunJson<'a> {
+    backup: String,
+    guest: &'a str,
+    dry_run: bool,
+    volumes: Vec<NewVolumeJson<'a>>,
+    /// XML of the domain, if one was kept.
+    domain: Option<&'a str>,
+    /// Message of the error of a restore.
+    refused: Option<String>,
+}
+
+/// A volume that would be made.
+#[derive(Serialize)]
+struct NewVolumeJson<'a> {
+    disk: &'a str,
+    volume: &'a str,
+    path: PathBuf,
+    size_bytes: u64,
+    data_bytes: u64,
+}
+
 /// Restores a guest into the volume group `group`.
 pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Outcome> {
     let clock = Instant::now();
@@ -80,6 +102,9 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     for remark in &plan.remarks {
         tracing::warn!("{remark}");
     }
+    if args.dry_run {
+        return dry_run(context, &restore, &plan);
+    }
     let progress = Progress::new(context.quiet(), backup.size_bytes(), Words::Plain);
     let restored = plan.run(&cancel, &progress);
     progress.finish();
@@ -95,6 +120,54 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         1.. if outcome == Outcome::Done => Outcome::Warnings,
         _ => outcome,
     })
+}
+
+/// Describes the volumes that would be made, and whether they could be.
+fn dry_run(context: &Context<'_>, restore: &GuestRestore<'_>, plan: &RestorePlan<'_>) -> Result<Outcome> {
+    let refused = plan.volumes.check(restore.programs).err();
+    let refused = refused.map(|error| vbk::Error::from(error).to_string());
+    let images = restore.backup.images.iter().zip(&plan.volumes.volumes);
+    let volumes = images.map(|(image, volume)| NewVolumeJson {
+        disk: image.disk.as_str(),
+        volume: &volume.name,
+        path: plan.volumes.path_of(volume),
+        size_bytes: image.size_bytes,
+        data_bytes: image.data_bytes,
+    });
+    let volumes: Vec<_> = volumes.collect();
+    for volume in &volumes {
+        context.say(format_args!(
+            "{}/{}: {} ({} of data) would be restored to {}, a new volume; nothing was written",
+            restore.backup.spec(),
+            volume.disk,
+            units::size(volume.size_bytes),
+            units::size(volume.data_bytes),
+            volume.path.display()
+        ));
+    }
+    let domain = plan.domain.as_ref();
+    match (domain, restore.define) {
+        (Some(domain), true) => context.say(format_args!("domain {} would be defined", domain.name)),
+        (Some(domain), false) => context.say(format_args!("the XML of domain {} would be printed", domain.name)),
+        (None, _) => {}
+    }
+    if let Some(why) = &refused {
+        context.say(format_args!("this restore would be refused: {why}"));
+    }
+    let outcome = match (&refused, plan.remarks.is_empty()) {
+        (Some(_), _) => Outcome::Failed,
+        (None, false) => Outcome::Warnings,
+        (None, true) => Outcome::Done,
+    };
+    context.json_result(&DryRunJson {
+        backup: restore.backup.spec(),
+        guest: restore.guest.as_str(),
+        dry_run: true,
+        volumes,
+        domain: domain.map(|domain| domain.xml.as_str()),
+        refused,
+    })?;
+    Ok(outcome)
 }
 
 /// Prints the restored disks, and the ranges that could not be read back.

@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use vbk::restore::differential::{Difference, DifferentialOptions, Updated, compare, restore};
-use vbk::restore::{Damaged, Restored};
+use vbk::restore::preview::preview;
+use vbk::restore::{Damaged, Fill, Format, RestoreOptions, Restored};
 use vbk_repo::ErrorKind;
 
+use super::dry_run::{FoundJson, say_found};
 use super::{Disk, Report, damage_mode, print_damaged};
 use crate::args::RestoreArgs;
 use crate::context::{Context, threads};
@@ -34,6 +36,8 @@ struct DifferentialJson {
     unreadable_bytes: u64,
     /// Size of a file before, if it was not the disk's.
     resized_from_bytes: Option<u64>,
+    /// With --dry-run: the message of the error of the restore.
+    refused: Option<String>,
 }
 
 /// Makes a device or file the same as a disk, or compares them.
@@ -88,12 +92,23 @@ pub(super) fn run(
     print_unreadable(context, &difference, target);
     print_size(context, &difference, target, args.dry_run);
     print_behind(context, behind.as_ref(), target);
+    let found = match args.dry_run {
+        true => FoundJson::new(&preview(
+            &disk.reader,
+            disk.image.data_bytes,
+            target,
+            &as_restore(&options),
+            true,
+        )?),
+        false => FoundJson::default(),
+    };
+    say_found(context, target, &found);
     let lost = match (options.damaged, args.dry_run) {
         (_, true) => "they could not be compared",
         (Damaged::Keep, false) => "they are as they were at the target",
         (Damaged::Zeros | Damaged::Refuse, false) => "they are zeros",
     };
-    let outcome = print_damaged(&label, &damaged, lost);
+    let outcome = print_damaged(&label, &damaged, lost).worse(found.outcome());
     let restored = Restored { damaged, behind };
     context.json_result(&DifferentialJson {
         report: Report::new(disk, target, &restored, took),
@@ -105,11 +120,25 @@ pub(super) fn run(
         written_bytes: if args.dry_run { 0 } else { differing_bytes },
         unreadable_bytes: difference.unreadable_bytes,
         resized_from_bytes: difference.resized_from_bytes,
+        refused: found.refused().map(str::to_owned),
     })?;
     Ok(match progress.warnings() {
         1.. if outcome == Outcome::Done => Outcome::Warnings,
         _ => outcome,
     })
+}
+
+/// Returns the options of a restore of which only the target is looked at.
+fn as_restore(options: &DifferentialOptions) -> RestoreOptions {
+    RestoreOptions {
+        label: options.label.clone(),
+        format: Format::Raw,
+        changes: None,
+        force: options.force,
+        fill: Fill::Image,
+        damaged: options.damaged,
+        threads: options.threads,
+    }
 }
 
 fn print_unreadable(context: &Context<'_>, difference: &Difference, target: &Path) {

@@ -317,7 +317,7 @@ pub(super) fn text_of(label: &[u8]) -> Option<String> {
 }
 
 /// Returns a UUID as libblkid prints it; `None` if all bytes are zero.
-pub(super) fn uuid_text(uuid: &[u8; 16]) -> Option<String> {
+pub(crate) fn uuid_text(uuid: &[u8; 16]) -> Option<String> {
     let number = u128::from_be_bytes(*uuid);
     let hex = format!("{number:032x}");
     let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();

@@ -491,11 +491,11 @@ fn a_damaged_block_does_not_hide_the_rest() {
     for (range, remark) in cases {
         let first: SharedDevice = Arc::new(Damaged(Arc::clone(&disks[0]), range.clone()));
         let second: SharedDevice = Arc::<Memory>::clone(&disks[1]);
-        let Ok(head) = physical_volume(&first) else {
+        let Ok(head) = physical_volume(&*first) else {
             assert_eq!(range.start, 0);
             continue;
         };
-        let members = vec![(head, first), (physical_volume(&second).unwrap(), second)];
+        let members = vec![(head, first), (physical_volume(&*second).unwrap(), second)];
         let group = assemble(members).remove(0);
         assert_eq!(group.remarks.first().map(String::as_str), remark);
         device(&group, "root").read_at(0, &mut [0; 8]).unwrap();

@@ -108,9 +108,7 @@ fn linear_and_striped_volumes_are_where_lvm_says() {
     device(&groups[0], "swap");
     let expected = format!(
         "physical volume {} is on none of the disks of this backup",
-        physical_volume(&(Arc::<Memory>::clone(&disks[1]) as SharedDevice))
-            .unwrap()
-            .uuid
+        physical_volume(&*disks[1]).unwrap().uuid
     );
     assert_eq!(reason(&groups[0], "striped"), expected);
     assert_eq!(volume(&groups[0], "striped").size_bytes, 2 << 20);
@@ -164,7 +162,7 @@ fn the_newest_metadata_count_wherever_they_are() {
     lab.create(&format!("-L 64k -n far two {second}"));
     let disks = lab.disks();
     let shared: SharedDevice = Arc::<Memory>::clone(&disks[0]);
-    let areas = physical_volume(&shared).unwrap().metadata_areas;
+    let areas = physical_volume(&*shared).unwrap().metadata_areas;
     assert_eq!(areas.len(), 2);
     let names = |groups: &[Group]| -> Vec<String> {
         let volumes = groups.iter().flat_map(|group| &group.volumes);
@@ -195,7 +193,7 @@ fn the_newest_metadata_count_wherever_they_are() {
     }
     // The volume without metadata names no group of its own.
     let shared: SharedDevice = Arc::<Memory>::clone(&disks[1]);
-    assert_eq!(physical_volume(&shared).unwrap().group(), None);
+    assert_eq!(physical_volume(&*shared).unwrap().group(), None);
     assert!(open(&disks[1..]).is_empty());
 }
 
