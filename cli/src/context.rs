@@ -2,6 +2,7 @@
 
 mod other;
 mod trusted;
+mod views;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -14,7 +15,7 @@ use vbk_remote::address::SshAddress;
 use vbk_remote::client::{Again, Bandwidth, LaneOptions, RemoteHome, Ssh, Tls, local_home};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{CreateOptions, Manager, Repository, View, Wait, Writer};
+use vbk_repo::repository::{CreateOptions, Manager, Repository, Wait, Writer};
 
 use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
@@ -145,20 +146,6 @@ impl<'a> Context<'a> {
     /// Opens the repository for a command that will write to it.
     pub fn repository_to_write(&self) -> Result<Repository> {
         self.open(Purpose::Write)
-    }
-
-    /// Opens the newest view of the repository.
-    pub fn view(&self) -> Result<View> {
-        self.view_of(&self.repository()?)
-    }
-
-    /// Opens the newest view of a repository that this context opened.
-    pub fn view_of(&self, repository: &Repository) -> Result<View> {
-        let view = repository.view()?;
-        vbk::host::memory::prepare_for_blocks_of(view.identity().block_size.bytes());
-        self.judge(repository, view.standing(), Purpose::Read)?;
-        self.is_known(repository, view.standing());
-        Ok(view)
     }
 
     fn open(&self, purpose: Purpose) -> Result<Repository> {
