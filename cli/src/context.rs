@@ -9,6 +9,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::Serialize;
 use vbk_remote::address::SshAddress;
@@ -193,7 +194,11 @@ impl<'a> Context<'a> {
                 Ok(Repository::at(Arc::new(home.with_cache(cache))))
             }
             // Through the process that has it open for all, if there is one.
-            None => Repository::open_through(path, local_home).map_err(|error| self.explain(error, path)),
+            None => {
+                let again = again_for(Again::RECONNECT_FOR);
+                let opened = Repository::open_through(path, |directory| local_home(directory, again));
+                opened.map_err(|error| self.explain(error, path))
+            }
         }
     }
 
@@ -282,9 +287,7 @@ impl<'a> Context<'a> {
             Some(time) => time,
             None => self.config()?.reconnect_for.unwrap_or(Again::RECONNECT_FOR),
         };
-        Ok(Again::new(reconnect_for, signals::is_cancelled, |line| {
-            tracing::warn!("{line}");
-        }))
+        Ok(again_for(reconnect_for))
     }
 
     /// Returns the token for a server. The configuration's is only for its own repository, if it names one.
@@ -430,6 +433,11 @@ impl<'a> Context<'a> {
         }
         Ok(())
     }
+}
+
+/// Tries for that long, and tells people.
+fn again_for(reconnect_for: Duration) -> Again {
+    Again::new(reconnect_for, signals::is_cancelled, |line| tracing::warn!("{line}"))
 }
 
 /// See [`Context::waiting`].
