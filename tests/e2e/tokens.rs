@@ -39,10 +39,10 @@ fn what_a_token_for_backups_can_t_read_is_refused_before_anything_is_begun() {
         args!["restore", one, out],
         args!["restore", one, dir],
     ] {
-        let said = lab.run(command).code(1).says(&[
-            "the server lets this client add backups and not read them",
-            "`restore`",
-        ]);
+        let said = lab
+            .run(command)
+            .code(1)
+            .says(&["the server lets this client add backups and not read them", "`restore`"]);
         assert_eq!(said.stderr.lines().count(), 1, "{said}");
         assert_eq!(said.text(), "", "{said}");
     }
@@ -67,12 +67,25 @@ fn a_status_says_the_same_from_a_client_as_on_the_server() {
     let here = lab.json(args!["status"]);
     let keys = |of: &serde_json::Value| of.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     assert!(there["last_prune"].is_string(), "{there}");
-    let differs = ["repository", "free_bytes", "clients", "clients_total", "tokens", "tokens_total", "server"];
+    let differs = [
+        "repository",
+        "free_bytes",
+        "clients",
+        "clients_total",
+        "tokens",
+        "tokens_total",
+        "server",
+    ];
     for key in keys(&there) {
         if !differs.contains(&key.as_str()) {
             // The server's own files, e.g. its key, take room too.
             let is_size = ["used_bytes", "disk"].contains(&key.as_str());
-            assert!(is_size || here[&key] == there[&key], "{key}: {} {}", here[&key], there[&key]);
+            assert!(
+                is_size || here[&key] == there[&key],
+                "{key}: {} {}",
+                here[&key],
+                there[&key]
+            );
         }
     }
     let new: Vec<_> = keys(&here).into_iter().filter(|key| there.get(key).is_none()).collect();
@@ -115,7 +128,9 @@ fn the_log_says_which_changes_of_tokens_failed() {
     add().code(1).says(&["web"]);
     lab.run(args!["token", "revoke", "other"]).code(1);
     let log = fs::read_to_string(lab.repo().join("serve/audit.log")).expect("is there");
-    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
     let lines: Vec<_> = lines
         .map(|line| (str_of(&line, "what").to_owned(), line["failed"].is_string()))
         .collect();
@@ -123,6 +138,12 @@ fn the_log_says_which_changes_of_tokens_failed() {
     let whats: Vec<_> = lines.iter().map(|(what, failed)| (what.as_str(), *failed)).collect();
     assert_eq!(
         whats,
-        [(add, false), (add, false), (add, true), ("token revoke", false), ("token revoke", true)]
+        [
+            (add, false),
+            (add, false),
+            (add, true),
+            ("token revoke", false),
+            ("token revoke", true)
+        ]
     );
 }

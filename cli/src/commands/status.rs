@@ -75,7 +75,10 @@ impl Morning {
             None => (
                 view.as_ref()
                     .and_then(|view| repository.unfinished(view.number(), &mut |_| ())),
-                repository.local_path().ok().map(|path| LastPrune { at: last_prune(path) }),
+                repository
+                    .local_path()
+                    .ok()
+                    .map(|path| LastPrune { at: last_prune(path) }),
             ),
         };
         Self {

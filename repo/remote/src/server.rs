@@ -97,7 +97,16 @@ pub(crate) async fn serve_own(
     write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let (memory, visit) = (session::Memory::new(), session::Visit::of_nobody());
-    session::run(Ok(home), Allowed::Trusted, &memory, visit, std::future::pending(), read, write).await
+    session::run(
+        Ok(home),
+        Allowed::Trusted,
+        &memory,
+        visit,
+        std::future::pending(),
+        read,
+        write,
+    )
+    .await
 }
 
 /// Serves a client on a stream until it hangs up, and closes the stores that it left open. Without an audit log: for tests.

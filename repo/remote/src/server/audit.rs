@@ -292,7 +292,10 @@ mod tests {
                 (&"web".into(), &"192.0.2.1".into())
             );
         }
-        assert_eq!((&all[4]["what"], &all[4]["of"][0]), (&"token add".into(), &"web".into()));
+        assert_eq!(
+            (&all[4]["what"], &all[4]["of"][0]),
+            (&"token add".into(), &"web".into())
+        );
         assert!(all[4]["failed"].is_string());
         assert_eq!(lines(dir.path(), "refused.log").len(), 0);
     }

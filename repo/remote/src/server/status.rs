@@ -4,9 +4,9 @@ use std::path::Path;
 
 use vbk_repo::Result;
 use vbk_repo::file_system::file_system;
-use vbk_repo::repository::directory::{Directory, last_prune};
 use vbk_repo::repository::directory::activity::status_of;
 use vbk_repo::repository::directory::disk_usage::disk_usage;
+use vbk_repo::repository::directory::{Directory, last_prune};
 use vbk_repo::repository::home::Home;
 use vbk_repo::repository::{Repository, Unfinished};
 
