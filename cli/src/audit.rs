@@ -6,11 +6,11 @@ use vbk_repo::repository::home::Home;
 
 use crate::exit::Result;
 
-/// Logs a change by this user, before it is made: it counts from that moment on.
-pub fn note(directory: &Directory, what: &str, of: &[String]) -> Result<()> {
+/// Makes a change that is logged before, as one of this user, and logs that it failed if it does.
+pub fn noted<T>(directory: &Directory, what: &str, of: &[String], make: impl FnOnce() -> Result<T>) -> Result<T> {
     let who = Who {
         name: format!("local user {}", nix::unistd::getuid()),
         address: None,
     };
-    Ok(AuditLog::of(directory.name(), who).note(what, of)?)
+    AuditLog::of(directory.name(), who).noted(what, of, make)
 }

@@ -2,19 +2,21 @@
 
 mod other;
 mod trusted;
+mod views;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::Serialize;
 use vbk_remote::address::SshAddress;
 use vbk_remote::client::{Again, Bandwidth, LaneOptions, RemoteHome, Ssh, Tls, local_home};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{CreateOptions, Manager, Repository, View, Wait, Writer};
+use vbk_repo::repository::{CreateOptions, Manager, Repository, Wait, Writer};
 
 use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
@@ -147,20 +149,6 @@ impl<'a> Context<'a> {
         self.open(Purpose::Write)
     }
 
-    /// Opens the newest view of the repository.
-    pub fn view(&self) -> Result<View> {
-        self.view_of(&self.repository()?)
-    }
-
-    /// Opens the newest view of a repository that this context opened.
-    pub fn view_of(&self, repository: &Repository) -> Result<View> {
-        let view = repository.view()?;
-        vbk::host::memory::prepare_for_blocks_of(view.identity().block_size.bytes());
-        self.judge(repository, view.standing(), Purpose::Read)?;
-        self.is_known(repository, view.standing());
-        Ok(view)
-    }
-
     fn open(&self, purpose: Purpose) -> Result<Repository> {
         self.unlocked(self.locked(purpose)?)
     }
@@ -202,7 +190,11 @@ impl<'a> Context<'a> {
                 Ok(Repository::at(Arc::new(home.with_cache(cache))))
             }
             // Through the process that has it open for all, if there is one.
-            None => Repository::open_through(path, local_home).map_err(|error| self.explain(error, path)),
+            None => {
+                let again = again_for(Again::RECONNECT_FOR);
+                let opened = Repository::open_through(path, |directory| local_home(directory, again));
+                opened.map_err(|error| self.explain(error, path))
+            }
         }
     }
 
@@ -291,9 +283,7 @@ impl<'a> Context<'a> {
             Some(time) => time,
             None => self.config()?.reconnect_for.unwrap_or(Again::RECONNECT_FOR),
         };
-        Ok(Again::new(reconnect_for, signals::is_cancelled, |line| {
-            tracing::warn!("{line}");
-        }))
+        Ok(again_for(reconnect_for))
     }
 
     /// Returns the token for a server. The configuration's is only for its own repository, if it names one.
@@ -439,6 +429,11 @@ impl<'a> Context<'a> {
         }
         Ok(())
     }
+}
+
+/// Tries for that long, and tells people.
+fn again_for(reconnect_for: Duration) -> Again {
+    Again::new(reconnect_for, signals::is_cancelled, |line| tracing::warn!("{line}"))
 }
 
 /// See [`Context::waiting`].

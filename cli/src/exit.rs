@@ -385,7 +385,9 @@ impl Error {
             ErrorKind::Corrupt if matches!(self, Self::Inside { source, .. } if !is_of_repository(source)) => {
                 Some("the guest's own file system is damaged there; another backup may have it whole")
             }
-            ErrorKind::Corrupt => Some("`vbk verify` lists the damage; backups that it does not name are good"),
+            ErrorKind::Corrupt => Some(
+                "`vbk verify` lists the damage, and `vbk repair` mends what it can; backups that `verify` does not name are good",
+            ),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),
             ErrorKind::NotFound
             | ErrorKind::Locked

@@ -57,6 +57,7 @@ mod serve;
 mod snapshots;
 mod ssh;
 mod tls;
+mod tokens;
 mod trust;
 mod turns;
 mod whole_guest;

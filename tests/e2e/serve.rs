@@ -91,7 +91,9 @@ fn a_backup_goes_on_with_the_next_server_after_one_was_killed() {
     // What was put since the last barrier went with it.
     let server = serve(&lab);
     writer.signal(Signal::SIGCONT);
-    writer.wait().done().tells(&["these blocks are read again"]);
+    let said = writer.wait().code(0);
+    said.tells(&["these blocks are read again"])
+        .says(&["is lost", "is open again, and this command goes on"]);
     let verified = lab.json(args!["verify"]);
     assert_eq!(verified["damage"].as_array().map(Vec::len), Some(0), "{verified}");
     lab.ok(args!["restore", "busy1@latest", lab.path("back.img")]);
@@ -130,4 +132,60 @@ fn a_server_that_nobody_uses_lets_others_have_the_repository_and_ends_when_it_wa
     assert!(!server.has_ended());
     assert!(wait_until(Duration::from_secs(60), || server.has_ended()));
     server.wait().done();
+}
+
+#[test]
+fn a_night_whose_server_is_killed_opens_the_repository_itself_and_backs_up_every_guest() {
+    let lab = Lab::new();
+    let server = serve(&lab);
+    let etc = tempfile::tempdir().expect("a directory");
+    let config = etc.path().join("config.toml");
+    let guests = ["web1", "web2", "web3"];
+    let mut text = String::new();
+    for (guest, seed) in guests.iter().zip(1..) {
+        let image = lab.path(&format!("{guest}.img"));
+        write_noise(&image, seed, 48 * MIB);
+        text += &format!("[guest.{guest}]\ndisks = {{ vda = \"{}\" }}\n", image.display());
+    }
+    fs::write(&config, text).expect("writes");
+    let night = args![
+        "backup",
+        "--all",
+        "--jobs",
+        "1",
+        "--config-file",
+        config,
+        "--compression",
+        "none",
+        "--read-limit",
+        "16MB/s"
+    ];
+    let mut night = lab.start(night);
+    assert!(night.wait_until_read(16 * MIB), "the backup ended early");
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    night.wait_until_says("then this command opens the repository itself");
+    let said = night.wait();
+    let what = lab.repo().display().to_string();
+    let said = said.says(&[&what, "is open again, and this command goes on"]);
+    // 3: blocks that went with the server are read again, which is warned of.
+    assert!(matches!(said.status.code(), Some(0 | 3)), "{said}");
+    assert_eq!(lab.listed().len(), guests.len());
+    lab.ok(args!["verify"]);
+    for guest in guests {
+        let restored = lab.path(&format!("{guest}.back"));
+        lab.ok(args!["restore", format!("{guest}@latest"), restored]);
+        assert_same(&restored, &lab.path(&format!("{guest}.img")));
+    }
+}
+
+#[test]
+fn a_server_that_is_told_to_end_says_how_many_clients_it_had() {
+    let (lab, server, writer) = lab_with_a_stopped_writer();
+    server.signal(Signal::SIGTERM);
+    server.wait().done().tells(&["ended with 1 client"]);
+    writer.signal(Signal::SIGCONT);
+    writer.wait().says(&["is open again"]);
+    lab.ok(args!["restore", "busy1@latest", lab.path("back.img")]);
+    assert_same(&lab.path("back.img"), &lab.path("large.img"));
 }

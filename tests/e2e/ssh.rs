@@ -266,15 +266,22 @@ fn what_is_wrong_on_the_other_host_is_said_here() {
     let sshd = Sshd::start(&lab);
     let nowhere = lab.path("nowhere");
     lab.use_remote(sshd.way("all", &nowhere));
-    lab.run(args!["list"])
-        .code(1)
-        .says(&["nowhere", "is not a vbk repository"]);
+    lab.run(args!["list"]).code(1).says(&[
+        &format!("ssh://root@127.0.0.1:{}{}", sshd.port, nowhere.display()),
+        "is not a vbk repository on that host",
+        "`vbk init ssh://root@127.0.0.1",
+    ]);
     let gone = Remote {
         rsh: "ssh -F none -o BatchMode=yes -o LogLevel=ERROR -o ConnectTimeout=5 -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -p 1".into(),
         ..sshd.way("all", &nowhere)
     };
     lab.use_remote(gone);
-    lab.run(args!["list"]).code(1).says(&["ssh://root@127.0.0.1"]);
+    lab.run(args!["list"]).code(1).says(&[
+        "ssh://root@127.0.0.1",
+        "see ssh's line above; try `ssh -F none",
+        &format!("-p {} root@127.0.0.1 ", sshd.port),
+        " --version`",
+    ]);
     let script = lab.path("noisy");
     fs::write(&script, "#!/bin/sh\necho 'This account is not available.'\n").expect("writes");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("makes it a program");

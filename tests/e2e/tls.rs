@@ -78,7 +78,7 @@ impl Server {
     }
 
     /// Makes the lab use its repository with a new token.
-    fn use_with(&self, lab: &mut Lab, name: &str, more: Vec<OsString>) -> PathBuf {
+    pub fn use_with(&self, lab: &mut Lab, name: &str, more: Vec<OsString>) -> PathBuf {
         let token = self.token(lab, lab.repo(), name, more);
         lab.use_remote(self.way(&token, ""));
         token

@@ -54,7 +54,7 @@ pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
     // A second signal ends the guest, and not this process, which has a terminal to restore.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::io("watch for signals"))?;
     let repository = context.repository()?;
-    let view = context.view_of(&repository)?;
+    let view = context.view_to_read_of(&repository)?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);

@@ -24,7 +24,7 @@ pub fn run(context: &Context<'_>, args: &CatArgs) -> Result<Outcome> {
         let reason = "the files themselves go to standard output, so --json is not possible";
         return Err(Error::Usage(reason.into()));
     }
-    let view = context.view()?;
+    let view = context.view_to_read()?;
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());

@@ -77,7 +77,7 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
     let sources = sources.iter().map(parse).collect::<Result<Vec<_>>>()?;
     let target = Target::new(Path::new(target), sources.len())?;
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
-    let view = context.view()?;
+    let view = context.view_to_read()?;
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());

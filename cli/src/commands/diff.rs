@@ -93,6 +93,7 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let before = find(&catalogue, &args.before.backup)?;
     let after = find(&catalogue, &args.after.backup)?;
     if args.files {
+        view.check_reads()?;
         return files::run(context, args, &view, before, after);
     }
     if args.before.path.is_some() || args.after.path.is_some() {

@@ -61,7 +61,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
         TimeZone::UTC,
     )?;
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let view = context.view()?;
+    let view = context.view_to_read()?;
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     warn_of_clocks(&catalogue);

@@ -35,7 +35,7 @@ struct VolumeJson<'a> {
 
 /// Lists files, or volumes.
 pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
-    let view = context.view()?;
+    let view = context.view_to_read()?;
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());

@@ -71,7 +71,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         None => {
             let repository = context.repository()?;
             // Compares the repository with the memory of this host; the process in the background does not.
-            let view = context.view_of(&repository)?;
+            let view = context.view_to_read_of(&repository)?;
             let secrets = secrets::find(&args.luks)?;
             if args.dir.is_some() {
                 ask_for_passphrases(&view, args, &secrets)?;
@@ -140,7 +140,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let hidden = hidden.map_err(Error::io(format!("lock {}", point.display())))?;
     let repository = context.repository()?;
     let path = repository.path().display().to_string();
-    let view = context.view_of(&repository)?;
+    let view = context.view_to_read_of(&repository)?;
     let catalogue = view.catalogue()?;
     let secrets = secrets::find(&args.luks)?;
     if args.dir.is_some() && !machine::is_background() {
@@ -304,7 +304,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let spec: BackupSpec = args.what.parse()?;
     let mut signals = catch_signals()?;
     let repository = context.repository()?;
-    let view = context.view_of(&repository)?;
+    let view = context.view_to_read_of(&repository)?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
     warn_of_clock(&catalogue, &spec, entry);

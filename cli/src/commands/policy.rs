@@ -36,8 +36,8 @@ pub fn run(context: &Context<'_>, args: &PolicyArgs) -> Result<Outcome> {
         min_age_secs: secs(args.min_age, before.min_age_secs),
     };
     if policy != before {
-        audit::note(&directory, &format!("policy: {}", text_of(&policy)), &[])?;
-        policy.save(directory.name())?;
+        let what = format!("policy: {}", text_of(&policy));
+        audit::noted(&directory, &what, &[], || Ok(policy.save(directory.name())?))?;
     }
     context.print(format_args!("{}\n", text_of(&policy)));
     context.json_result(&Shown {

@@ -66,7 +66,7 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
         Watch::for_pattern(pattern).map_err(|error| Error::Usage(format!("--expect: {error}")))?;
     }
     let repository = context.repository()?;
-    let view = context.view_of(&repository)?;
+    let view = context.view_to_read_of(&repository)?;
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entry = match (&args.backup, args.rotate) {
         (Some(spec), _) => {

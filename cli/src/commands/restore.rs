@@ -101,7 +101,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     }
     let format = format_of(args)?;
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
-    let view = context.view()?;
+    let view = context.view_to_read()?;
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let entry = catalogue.find(&args.backup)?;

@@ -20,6 +20,7 @@ use crate::exit::{Error, Outcome, Result};
 use crate::notify::Notifier;
 use crate::place;
 use crate::signals::cancel_flag;
+use crate::terminal::units;
 
 /// Time that a process which was started for clients stays without one.
 const IDLE_EXIT: &str = "10s";
@@ -140,7 +141,13 @@ fn serve_all(context: &Context<'_>, args: &ServeArgs, served: Served) -> Result<
     }
     context.json_result(&Report { addresses, fingerprint })?;
     notifier.ready();
-    server.run(&|| cancel.load(Ordering::SeqCst));
+    let clients = server.run(&|| cancel.load(Ordering::SeqCst));
     notifier.stopping();
+    if clients > 0 && !context.json() {
+        context.say(format_args!(
+            "ended with {}; a command that is at work goes on with the next server",
+            units::count(clients as u64, "client")
+        ));
+    }
     Ok(Outcome::Done)
 }

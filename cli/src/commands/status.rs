@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk_remote::server::connected;
-use vbk_remote::status::{ClientStatus, Connected, ServedStatus, Way};
+use vbk_remote::status::{ClientStatus, Connected, LastPrune, ServedStatus, Way};
 use vbk_repo::repository::directory::activity::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
 use vbk_repo::repository::directory::last_prune;
 use vbk_repo::repository::home::Home;
@@ -61,11 +61,14 @@ struct Morning {
     unfinished: Option<Unfinished>,
     /// End of the last prune, if it is known.
     last_prune: Option<Timestamp>,
+    /// The server is too old to tell of prunes.
+    #[serde(skip)]
+    hides_prune: bool,
 }
 
 impl Morning {
-    /// Reads what can be read without a question.
-    fn of(repository: &Repository, opened: Option<&Repository>) -> Self {
+    /// Reads what can be read without a question. `served` has what only the server of a repository on another host knows.
+    fn of(repository: &Repository, opened: Option<&Repository>, served: Option<&ServedStatus>) -> Self {
         let view = opened.and_then(|repository| match repository.view() {
             Ok(view) => Some(view),
             Err(error) => {
@@ -73,12 +76,24 @@ impl Morning {
                 None
             }
         });
+        let (unfinished, last_prune) = match served {
+            Some(served) => (served.unfinished, served.last_prune),
+            None => (
+                view.as_ref()
+                    .and_then(|view| repository.unfinished(view.number(), &mut |_| ())),
+                repository
+                    .local_path()
+                    .ok()
+                    .map(|path| LastPrune { at: last_prune(path) }),
+            ),
+        };
         Self {
             format: repository.format(),
             needs_key: opened.is_none(),
             facts: view.as_ref().and_then(|view| Facts::of(view).ok()),
-            unfinished: view.and_then(|view| repository.unfinished(view.number(), &mut |_| ())),
-            last_prune: repository.local_path().ok().and_then(last_prune),
+            unfinished,
+            last_prune: last_prune.and_then(|prune| prune.at),
+            hides_prune: last_prune.is_none(),
         }
     }
 }
@@ -126,18 +141,15 @@ fn report(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
         Some(server) => {
             let repository = Repository::at(Arc::clone(&server) as _);
             let opened = context.opened_without_question(&repository);
-            let morning = Morning::of(&repository, opened.as_ref());
-            let state = show(
-                context,
-                args,
-                Report::of_server(server.name(), &server.status()?, morning),
-            )?;
-            written(context, args, opened.as_ref().unwrap_or(&repository), state)
+            let served = server.status()?;
+            let morning = Morning::of(&repository, opened.as_ref(), Some(&served));
+            show(context, &Report::of_server(server.name(), &served, morning))?;
+            written(context, args, opened.as_ref().unwrap_or(&repository))
         }
         None => {
             let repository = context.locked_repository()?;
             let opened = context.opened_without_question(&repository);
-            let morning = Morning::of(&repository, opened.as_ref());
+            let morning = Morning::of(&repository, opened.as_ref(), None);
             let path = repository.local_path()?;
             let status = activity::status(&repository)?;
             let state = show(
@@ -275,7 +287,11 @@ fn morning(morning: &Morning, status: Option<&Status>, now: Timestamp) -> Vec<(&
         lines.push(("Last verify", verify.join("; ")));
     }
     if morning.facts.is_some() || morning.last_prune.is_some() {
-        let prune = morning.last_prune.map_or_else(|| "none is recorded".to_owned(), ago);
+        let none = match morning.hides_prune {
+            true => "not known here: the server is too old to tell",
+            false => "none is recorded",
+        };
+        let prune = morning.last_prune.map_or_else(|| none.to_owned(), ago);
         lines.push(("Last prune", prune));
     }
     if let Some(unfinished) = morning.unfinished.filter(|unfinished| !unfinished.is_empty()) {

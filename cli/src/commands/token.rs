@@ -39,8 +39,9 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
         TokenCommand::Add(args) => add(context, &directory, &tokens, args),
         TokenCommand::List => list(context, &tokens),
         TokenCommand::Revoke { name } => {
-            audit::note(&directory, "token revoke", std::slice::from_ref(name))?;
-            tokens.revoke(name)?;
+            audit::noted(&directory, "token revoke", std::slice::from_ref(name), || {
+                Ok(tokens.revoke(name)?)
+            })?;
             context.say(format_args!("token {name} is revoked; its sessions end within seconds"));
             Ok(Outcome::Done)
         }
@@ -54,17 +55,17 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
             };
             let way = Way::to(&directory, place)?;
             let token = way.token(Seed::generate().map_err(Error::io("make a key"))?)?;
-            audit::note(&directory, "token rotate", std::slice::from_ref(name))?;
             let key = token.seed.public_key();
-            let kept = write_out(place, &token)?;
             let entry = TokenEntry {
                 host: place.host.clone(),
                 under_root: place.under_root,
                 ..known
             };
-            let entry = tokens
-                .rotate(entry, key, Timestamp::now())
-                .inspect_err(|_| take_back(kept))?;
+            let entry = audit::noted(&directory, "token rotate", std::slice::from_ref(name), || {
+                let kept = write_out(place, &token)?;
+                let rotated = tokens.rotate(entry, key, Timestamp::now());
+                Ok(rotated.inspect_err(|_| take_back(kept))?)
+            })?;
             show(context, &entry, &token, place)
         }
     }
@@ -95,13 +96,11 @@ fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &Tok
         under_root: args.place.under_root,
         created: Timestamp::now(),
     };
-    audit::note(
-        directory,
-        &format!("token add --rights {}", entry.rights.name()),
-        std::slice::from_ref(&args.name),
-    )?;
-    let kept = write_out(&args.place, &token)?;
-    tokens.add(&entry).inspect_err(|_| take_back(kept))?;
+    let what = format!("token add --rights {}", entry.rights.name());
+    audit::noted(directory, &what, std::slice::from_ref(&args.name), || {
+        let kept = write_out(&args.place, &token)?;
+        Ok(tokens.add(&entry).inspect_err(|_| take_back(kept))?)
+    })?;
     show(context, &entry, &token, &args.place)
 }
 

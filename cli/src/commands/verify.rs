@@ -78,12 +78,13 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entries = choose(&catalogue, &args.what)?;
     let mut scope = scope_of(args, &states.rotation, started)?;
+    // First: a server that does not let this client verify says so before all is read.
+    let mut tables = repository.check_tables(view.number())?;
     let report = read(context, &view, &entries, &scope, &cancel)?;
     let records = match args.what.is_empty() {
         true => damaged_records(&catalogue, &states),
         false => Vec::new(),
     };
-    let mut tables = repository.check_tables(view.number())?;
     scope.set_read(PartRead {
         at: started,
         generation: view.number(),

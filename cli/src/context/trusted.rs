@@ -51,11 +51,17 @@ impl Context<'_> {
             _ => is_elsewhere && error.kind() == ErrorKind::NotFound,
         };
         let known = self.memory.as_ref().and_then(|memory| memory.get(path).ok()?);
-        // Of a directory on another host only its own vbk knows more.
-        if !is_missing || (is_elsewhere && known.is_none()) {
+        if !is_missing {
             return error.into();
         }
         let shown = path.display();
+        if is_elsewhere && known.is_none() {
+            // The other host names the directory: with a forced command it is another one than in the address.
+            return Error::NotThere(format!(
+                "can't open {shown}: {error} on that host; if there was one, is its file system mounted? `vbk init {shown}` makes one \
+                 there"
+            ));
+        }
         let is_empty = std::fs::read_dir(path).map_or(!path.exists(), |mut entries| entries.next().is_none());
         Error::NotThere(match (known, is_empty) {
             (Some(known), _) => format!(

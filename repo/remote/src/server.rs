@@ -90,6 +90,25 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission,
     }
 }
 
+/// Serves this process itself on a stream, with all rights of one that can write to the directory.
+pub(crate) async fn serve_own(
+    home: &Arc<dyn Home>,
+    read: impl AsyncRead + Unpin,
+    write: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let (memory, visit) = (session::Memory::new(), session::Visit::of_nobody());
+    session::run(
+        Ok(home),
+        Allowed::Trusted,
+        &memory,
+        visit,
+        std::future::pending(),
+        read,
+        write,
+    )
+    .await
+}
+
 /// Serves a client on a stream until it hangs up, and closes the stores that it left open. Without an audit log: for tests.
 pub async fn serve(
     home: &Arc<dyn Home>,

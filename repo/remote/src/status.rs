@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vbk_repo::repository::Unfinished;
 use vbk_repo::repository::directory::activity::Status;
 
 /// The most clients, and the most tokens, that are named; all are counted.
@@ -20,8 +21,21 @@ pub struct ServedStatus {
     pub free_bytes: u64,
     /// Size of its file system.
     pub size_bytes: u64,
+    /// The last prune; `None` of a server that is too old to say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_prune: Option<LastPrune>,
+    /// Stored since the newest view; `None` if that is not known, or this client may see no more than itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<Unfinished>,
     /// Its clients.
     pub connected: Connected,
+}
+
+/// The last prune of a repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastPrune {
+    /// Its end; `None` if none is recorded.
+    pub at: Option<Timestamp>,
 }
 
 /// The clients of a repository, and the tokens by which others may come.

@@ -2,6 +2,7 @@
 
 mod again;
 mod copies;
+mod gone;
 mod lanes;
 mod line;
 mod nodes;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use super::Repository;
 use super::home::Snapshot;
 use crate::catalogue::Catalogue;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::id::BlockId;
 use crate::standing::Standing;
 use crate::state::States;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
-use crate::store::{Forgotten, Identity, StoreReader};
+use crate::store::{Distance, Forgotten, Identity, StoreReader, Wanted};
 
 /// A repository as it was after some commit. It stays readable, whatever is done to the repository, until it and all
 /// clones of its store are dropped.
@@ -68,6 +69,23 @@ impl View {
     /// The store for reading much of it once: see [`StoreReader::to_scan`].
     pub fn store_to_scan(&self) -> Arc<dyn StoreReader> {
         self.store().to_scan().unwrap_or_else(|| self.store())
+    }
+
+    /// An error if the server of the repository lets this client read no blocks, for a command that would begin and fail in each
+    /// read. Costs a round trip; nothing where the repository is on this machine.
+    pub fn check_reads(&self) -> Result<()> {
+        if self.store.distance() == Distance::Near {
+            return Ok(());
+        }
+        // No block has this id. A server that refuses does so before it looks.
+        let wanted = Wanted {
+            id: BlockId([0; 32]),
+            pages: 0..1,
+        };
+        match self.store.get(&[wanted]).pop() {
+            Some(Err(error)) if error.kind() == ErrorKind::Denied => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// All backups.

@@ -32,7 +32,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcom
     let repository = context.repository()?;
     // Compares the repository with the memory of this host, and asks for passphrases; the process in the background does
     // neither.
-    let view = context.view_of(&repository)?;
+    let view = context.view_to_read_of(&repository)?;
     let secrets = secrets::find(&args.luks)?;
     super::ask_for_passphrases(&view, args, &secrets)?;
     let handover = handover(&repository, &secrets)?;
@@ -49,7 +49,7 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
     let point = absolute(dir)?;
     let spec: BackupSpec = args.what.parse()?;
     let repository = context.repository()?;
-    let view = context.view_of(&repository)?;
+    let view = context.view_to_read_of(&repository)?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
     warn_of_clock(&catalogue, &spec, entry);

@@ -122,6 +122,7 @@ fn monday() -> Morning {
             stored_bytes: 1 << 20,
         }),
         last_prune: Some(at("2026-11-20T04:00:00Z")),
+        hides_prune: false,
     }
 }
 
@@ -138,6 +139,30 @@ fn unknown_details_of_a_writer_are_left_out() {
     let text = writer(Some(&told), at(NOW));
     assert_eq!(text, "an unknown process (process 7)");
     assert!(views(&[], at(NOW)).starts_with("no views"));
+}
+
+#[test]
+fn a_prune_that_the_server_can_t_tell_of_is_not_one_that_was_not_made() {
+    let prune = |morning: &Morning| {
+        let lines = super::morning(morning, None, at(NOW)).into_iter();
+        let found = lines.filter(|(name, _)| *name == "Last prune").map(|(_, text)| text);
+        found.collect::<String>()
+    };
+    let none = Morning {
+        last_prune: None,
+        ..monday()
+    };
+    assert_eq!(prune(&none), "none is recorded");
+    let hidden = Morning {
+        hides_prune: true,
+        ..none
+    };
+    assert_eq!(prune(&hidden), "not known here: the server is too old to tell");
+    // As such a server answers.
+    let served = r#"{"program":"vbk 0.1.0","repository":null,"used_bytes":1,"free_bytes":1,"size_bytes":1,
+        "connected":{"clients":[],"clients_total":0,"tokens":[],"tokens_total":0}}"#;
+    let served: ServedStatus = serde_json::from_str(served).expect("reads");
+    assert_eq!((served.last_prune, served.unfinished), (None, None));
 }
 
 #[test]
@@ -195,6 +220,8 @@ fn a_server_tells_who_is_connected_and_who_was() {
         used_bytes: 4 << 30,
         free_bytes: 88 << 30,
         size_bytes: 100 << 30,
+        last_prune: None,
+        unfinished: None,
         connected: Connected {
             clients: vec![
                 client("web1", Way::Tls, Some("10.0.0.5"), None),

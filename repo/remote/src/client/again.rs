@@ -9,6 +9,21 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// A moment of an outage that people hear of.
+pub(super) enum Moment<'a> {
+    /// The connection is lost for this reason.
+    Lost(&'a str),
+    /// It is back.
+    Back,
+    /// The server is there, and waits for the process that holds the lock of the repository.
+    Waits(&'a str),
+    /// All tries failed, the last one for this reason.
+    GivenUp(&'a str),
+}
+
+/// Returns the line about a moment, out of the repository's name and the time for which is tried.
+type Words = dyn Fn(Moment<'_>, &str, &str) -> String + Send + Sync;
+
 /// The way in which a lost connection is made again.
 #[derive(Clone)]
 pub struct Again {
@@ -17,6 +32,7 @@ pub struct Again {
     pub(super) first_pause: Duration,
     is_stopped: Arc<dyn Fn() -> bool + Send + Sync>,
     tell: Arc<dyn Fn(&str) + Send + Sync>,
+    words: Arc<Words>,
 }
 
 impl fmt::Debug for Again {
@@ -44,6 +60,20 @@ impl Again {
             first_pause: FIRST_PAUSE,
             is_stopped: Arc::new(is_stopped),
             tell: Arc::new(tell),
+            words: Arc::new(words),
+        }
+    }
+
+    /// The same for another time, with other words.
+    pub(super) fn with_words(
+        self,
+        reconnect_for: Duration,
+        words: impl Fn(Moment<'_>, &str, &str) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            reconnect_for,
+            words: Arc::new(words),
+            ..self
         }
     }
 
@@ -71,17 +101,36 @@ impl Again {
         (self.is_stopped)()
     }
 
-    pub(super) fn tell(&self, line: &str) {
-        (self.tell)(line);
+    /// Tells people of a moment.
+    pub(super) fn tell(&self, moment: Moment<'_>, name: &str) {
+        (self.tell)(&self.words(moment, name));
+    }
+
+    /// Returns the line about a moment.
+    pub(super) fn words(&self, moment: Moment<'_>, name: &str) -> String {
+        (self.words)(moment, name, &self.text())
     }
 
     /// `reconnect_for`, for messages.
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         match self.reconnect_for.as_secs() {
             seconds if seconds >= 3600 && seconds % 3600 == 0 => format!("{} h", seconds / 3600),
             seconds if seconds >= 60 && seconds % 60 == 0 => format!("{} min", seconds / 60),
             seconds => format!("{seconds} s"),
         }
+    }
+}
+
+/// The words about a server.
+fn words(moment: Moment<'_>, name: &str, limit: &str) -> String {
+    match moment {
+        Moment::Lost(reason) => format!("the connection to {name} is lost: {reason}; trying again for up to {limit}"),
+        Moment::Back => format!("the connection to {name} is back"),
+        Moment::Waits(holder) => format!("waiting for {holder}, which writes to the repository"),
+        Moment::GivenUp(reason) => format!(
+            "the connection to {name} is lost, and all tries to make it again failed for {limit}: {reason}; see that the server \
+             and the network work, then run the command again"
+        ),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use vbk_repo::ErrorKind;
 use vbk_repo::store::Identity;
 
-use super::again::{Again, longer, scattered};
+use super::again::{Again, Moment, longer, scattered};
 use super::gate::GATE;
 use super::state::{REOPEN, Shared, decode, encode, invalid, question, unreachable};
 use crate::message::{Answer, Ask, Fault, Hello, OLDEST_PROTOCOL, PROTOCOL};
@@ -54,21 +55,30 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
     C: Fn() -> io::Result<(R, W)> + Send + Sync + 'static,
 {
-    let name = shared.name.display();
+    let name = &shared.name.display().to_string();
+    let waits = AtomicBool::new(false);
     let mut outage: Option<Outage> = None;
     let mut is_first = true;
     loop {
         let until = outage.as_ref().map(|outage| outage.until);
         let is_back = || {
             if !std::mem::take(&mut is_first) {
-                again.tell(&format!("the connection to {name} is back"));
+                again.tell(Moment::Back, name);
+            }
+        };
+        let is_locked = |fault: &Fault| {
+            if let Fault::Locked(holder) = fault
+                && !waits.swap(true, Ordering::Relaxed)
+            {
+                again.tell(Moment::Waits(holder), name);
             }
         };
         let started = Instant::now();
         let end = tokio::select! {
-            end = connection(&shared, &connect, is_back) => end,
-            end = stopped(&shared, &again, until) => end,
+            end = connection(&shared, &connect, &is_locked, is_back) => end,
+            end = stopped(&shared, &again, until, &waits) => end,
         };
+        waits.store(false, Ordering::Relaxed);
         let reason = match end {
             End::Closed => return,
             End::Over(fault) => return shared.end(fault),
@@ -86,10 +96,7 @@ where
             return shared.end(Fault::Other(ErrorKind::Unavailable, lost));
         }
         if let Some(was_of_use) = was_of_use {
-            again.tell(&format!(
-                "the connection to {name} is lost: {reason}; trying again for up to {}",
-                again.text()
-            ));
+            again.tell(Moment::Lost(&reason), name);
             // A server that ends each time when it gets a question is not tried for ever.
             if was_of_use || started.elapsed() > PING_INTERVAL {
                 outage = None;
@@ -103,7 +110,7 @@ where
         outage.reason = reason;
         let end = tokio::select! {
             () = sleep(scattered(outage.pause)) => None,
-            end = stopped(&shared, &again, Some(outage.until)) => Some(end),
+            end = stopped(&shared, &again, Some(outage.until), &waits) => Some(end),
         };
         outage.pause = longer(outage.pause);
         match end {
@@ -112,19 +119,14 @@ where
             _ => {}
         }
         if Instant::now() >= outage.until {
-            let lost = format!(
-                "the connection to {name} is lost, and all tries to make it again failed for {}: {}; see that the server and the \
-                 network work, then run the command again",
-                again.text(),
-                outage.reason
-            );
+            let lost = again.words(Moment::GivenUp(&outage.reason), name);
             return shared.end(Fault::Other(ErrorKind::Unavailable, lost));
         }
     }
 }
 
-/// Waits until it makes no sense any more to wait for a connection.
-async fn stopped(shared: &Shared, again: &Again, until: Option<Instant>) -> End {
+/// Waits until it makes no sense any more to wait for a connection. A server that waits for a lock is there: `waits` has no limit.
+async fn stopped(shared: &Shared, again: &Again, until: Option<Instant>, waits: &AtomicBool) -> End {
     loop {
         sleep(STOP_POLL).await;
         if shared.is_up() {
@@ -136,14 +138,20 @@ async fn stopped(shared: &Shared, again: &Again, until: Option<Instant>) -> End 
         if again.is_stopped() {
             return End::Over(Fault::Other(ErrorKind::Interrupted, String::new()));
         }
-        if until.is_some_and(|until| Instant::now() >= until) {
+        if until.is_some_and(|until| Instant::now() >= until) && !waits.load(Ordering::Relaxed) {
             return End::Lost("the server does not answer".to_owned());
         }
     }
 }
 
-/// Makes a connection and moves what goes over it, to its end. `is_up` is called when it can be used.
-async fn connection<R, W, C>(shared: &Shared, connect: &Arc<C>, is_up: impl FnOnce()) -> End
+/// Makes a connection and moves what goes over it, to its end. `is_up` is called when it can be used, and `is_locked` when another
+/// process holds the lock of the repository.
+async fn connection<R, W, C>(
+    shared: &Shared,
+    connect: &Arc<C>,
+    is_locked: &(dyn Fn(&Fault) + Sync),
+    is_up: impl FnOnce(),
+) -> End
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
@@ -164,7 +172,7 @@ where
         write_all(&outbox, &mut write).await?;
         write.shutdown().await
     };
-    let reading = read_all(shared, read, &outbox, is_up);
+    let reading = read_all(shared, read, &outbox, is_locked, is_up);
     let pings = ping(&outbox);
     tokio::pin!(reading);
     tokio::select! {
@@ -184,6 +192,7 @@ async fn read_all(
     shared: &Shared,
     mut read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
+    is_locked: &(dyn Fn(&Fault) + Sync),
     is_up: impl FnOnce(),
 ) -> End {
     // Goes with the preamble: nothing that the server says first changes it.
@@ -204,7 +213,7 @@ async fn read_all(
         );
     }
     let mut reader = MessageReader::new(read, Limits::PEER);
-    if let Err(end) = begin(shared, &mut reader, outbox).await {
+    if let Err(end) = begin(shared, &mut reader, outbox, is_locked).await {
         return end;
     }
     is_up();
@@ -224,6 +233,7 @@ async fn begin(
     shared: &Shared,
     reader: &mut MessageReader<impl AsyncRead + Unpin>,
     outbox: &Arc<Outbox>,
+    is_locked: &(dyn Fn(&Fault) + Sync),
 ) -> Result<(), End> {
     let other = |what: &str| {
         let message = format!(
@@ -248,8 +258,7 @@ async fn begin(
                 Answer::Opened { .. } => return Err(other("its identity is not the same")),
                 Answer::Nothing => return Err(End::Lost("the newest snapshot can't be read".to_owned())),
                 Answer::Failed(fault @ Fault::Locked(_)) => {
-                    // The try ends with the time for all tries.
-                    tracing::debug!("{}", fault.into_error(&shared.name));
+                    is_locked(&fault);
                     sleep(LOCK_POLL).await;
                 }
                 Answer::Failed(fault) => return Err(refused(shared, fault)),

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use vbk_repo::Result;
+use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Again, Bandwidth, LaneOptions, RemoteHome};
 use crate::address::SshAddress;
@@ -53,7 +53,7 @@ impl Ssh {
                 Ok(ssh.bandwidth.limit(ssh.spawn(&to)?))
             })
         };
-        let home = connect(self, address, again.clone())?;
+        let home = connect(self, address, again.clone()).map_err(|error| self.explained(address, error))?;
         let (ssh, address) = (self.quiet(), address.clone());
         Ok(home.with_lanes(self.lanes, move || connect(&ssh, &address, again.clone().silent())))
     }
@@ -65,6 +65,28 @@ impl Ssh {
             rsh: format!("{} -o BatchMode=yes", self.rsh),
             is_silent: true,
             ..self.clone()
+        }
+    }
+
+    /// Adds the next step to the error of a host that did not answer.
+    pub(super) fn explained(&self, address: &SshAddress, error: Error) -> Error {
+        let Error::Remote {
+            kind: kind @ ErrorKind::Unavailable,
+            message,
+        } = error
+        else {
+            return error;
+        };
+        let port = address.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+        let above = if self.is_silent { "" } else { "see ssh's line above; " };
+        Error::Remote {
+            kind,
+            message: format!(
+                "{message}; {above}try `{} {port}{} {} --version`",
+                self.rsh,
+                address.destination(),
+                self.remote_program
+            ),
         }
     }
 
@@ -165,6 +187,22 @@ mod tests {
             let address = address.parse().expect("an address");
             assert_eq!(Ssh::default().remote_command(&address), command);
         }
+    }
+
+    #[test]
+    fn a_host_that_does_not_answer_is_an_error_with_the_command_that_shows_why() {
+        let ssh = Ssh {
+            rsh: "false".to_owned(),
+            ..Ssh::default()
+        };
+        let address = "ssh://vbk@dc2:2222/srv/vbk".parse().expect("an address");
+        let error = ssh.open(&address, Again::never()).err().expect("no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(
+            error.to_string(),
+            "can't open ssh://vbk@dc2:2222/srv/vbk: the other side closed the connection without a word; see ssh's line above; try \
+             `false -p 2222 vbk@dc2 vbk --version`"
+        );
     }
 
     #[test]

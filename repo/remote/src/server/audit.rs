@@ -8,6 +8,7 @@
 //! A line is a JSON object. Refusals have a file of their own, so that a client without rights can't fill the one that counts, or
 //! push lines out of it. Every process that serves clients appends to the same files, under a lock of the file.
 
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
@@ -105,13 +106,20 @@ impl AuditLog {
         self.append("audit.log", &lines, true)
     }
 
-    /// Makes a change that is logged first, and logs that it failed if it does.
-    pub(super) fn noted<T>(&self, what: &str, of: &[String], make: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Makes a change that is logged first, and logs that it failed if it does. An error of the log is one of the change, which then
+    /// is not made.
+    pub fn noted<T, E: Display + From<Error>>(
+        &self,
+        what: &str,
+        of: &[String],
+        make: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
         self.note(what, of)?;
         make().inspect_err(|error| {
             let failed = shortened(&error.to_string());
             let line = Line {
                 what,
+                of: &of.iter().take(NAMES).map(|name| shortened(name)).collect::<Vec<_>>(),
                 failed: Some(&failed),
                 ..self.line()
             };
@@ -269,10 +277,11 @@ mod tests {
         let names: Vec<_> = (0..250).map(|number| format!("web1@{number}")).collect();
         let made = log.noted("forget", &names, || {
             assert_eq!(lines(dir.path(), "audit.log").len(), 3);
-            Ok(7)
+            Result::Ok(7)
         });
         assert_eq!(made.expect("is made"), 7);
-        let failed: Result<()> = log.noted("prune", &[], || Err(Error::Interrupted));
+        let name = ["web".to_owned()];
+        let failed: Result<()> = log.noted("token add", &name, || Err(Error::Interrupted));
         assert!(failed.is_err());
         let all = lines(dir.path(), "audit.log");
         assert_eq!(all.len(), 5);
@@ -283,7 +292,11 @@ mod tests {
                 (&"web".into(), &"192.0.2.1".into())
             );
         }
-        assert_eq!((&all[4]["what"], all[4]["failed"].is_string()), (&"prune".into(), true));
+        assert_eq!(
+            (&all[4]["what"], &all[4]["of"][0]),
+            (&"token add".into(), &"web".into())
+        );
+        assert!(all[4]["failed"].is_string());
         assert_eq!(lines(dir.path(), "refused.log").len(), 0);
     }
 

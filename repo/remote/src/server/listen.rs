@@ -98,24 +98,27 @@ impl Server {
         });
     }
 
-    /// Serves until `stop` says so, and then ends all sessions in order.
-    pub fn run(self, stop: &dyn Fn() -> bool) {
+    /// Serves until `stop` says so, and then ends all sessions in order. Returns the number of clients that were connected.
+    pub fn run(self, stop: &dyn Fn() -> bool) -> usize {
         let Self {
             runtime,
             serving,
             stop: all,
             mut alive,
         } = self;
-        runtime.block_on(async {
+        let clients = runtime.block_on(async {
             while !stop() && !*all.borrow() {
                 sleep(STOP_POLL).await;
             }
+            let clients = serving.shared.registries.clients();
             all.send_replace(true);
             drop(serving);
             if timeout(END_WITHIN, alive.recv()).await.is_err() {
                 tracing::warn!("some clients' work did not end within {} s", END_WITHIN.as_secs());
             }
+            clients
         });
         runtime.shutdown_timeout(super::LAST_ANSWERS);
+        clients
     }
 }

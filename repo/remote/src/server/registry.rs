@@ -476,6 +476,12 @@ impl Registries {
         Arc::clone(registry).enter(visitor)
     }
 
+    /// Number of the clients that are connected.
+    pub(super) fn clients(&self) -> usize {
+        let all: Vec<_> = self.all.lock().values().cloned().collect();
+        all.iter().map(|registry| registry.clients.lock().len()).sum()
+    }
+
     fn publish(&self) {
         // Not under the lock: a disk may not answer.
         let all: Vec<_> = self.all.lock().values().cloned().collect();

@@ -7,8 +7,9 @@
 //! | `verify` | yes | yes | | |
 //! | `manage` | yes | yes | yes | yes |
 //!
-//! Key slots are added with `manage`, and removed by an administrator alone: what is forgotten stays in the bin for a while, and
-//! would be of no use without a key. The status of the repository shows a client itself and the room that there is, and the others
+//! Key slots are added and removed by an administrator alone, and so changed. With a slot of its own a thief of a token could still
+//! open the repository when the stolen key was changed, and what is forgotten stays in the bin for a while, but would be of no use
+//! without a key. The status of the repository shows a client itself and the room that there is, and the others
 //! only to an administrator and to `manage` for all guests.
 //!
 //! All may read records, notes, manifests, key slots, and look blocks up by their ids. The whole store is the list of all

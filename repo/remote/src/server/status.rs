@@ -4,14 +4,15 @@ use std::path::Path;
 
 use vbk_repo::Result;
 use vbk_repo::file_system::file_system;
-use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::directory::activity::status_of;
 use vbk_repo::repository::directory::disk_usage::disk_usage;
+use vbk_repo::repository::directory::{Directory, last_prune};
 use vbk_repo::repository::home::Home;
+use vbk_repo::repository::{Repository, Unfinished};
 
 use super::registry::{Registered, all_in};
 use super::tokens::Tokens;
-use crate::status::{ClientStatus, Connected, NAMED, ServedStatus, TokenStatus, Way};
+use crate::status::{ClientStatus, Connected, LastPrune, NAMED, ServedStatus, TokenStatus, Way};
 
 /// The repository as a client may see it: one that may not see others sees itself, and the room that there is.
 pub(super) fn of(home: &dyn Home, registered: &Registered) -> Result<ServedStatus> {
@@ -26,6 +27,8 @@ pub(super) fn of(home: &dyn Home, registered: &Registered) -> Result<ServedStatu
             used_bytes,
             free_bytes: 0,
             size_bytes: 0,
+            last_prune: None,
+            unfinished: None,
             connected: Connected {
                 clients,
                 clients_total,
@@ -51,6 +54,10 @@ pub(super) fn of(home: &dyn Home, registered: &Registered) -> Result<ServedStatu
         used_bytes,
         free_bytes: file_system.free_bytes,
         size_bytes: file_system.size_bytes,
+        last_prune: Some(LastPrune {
+            at: last_prune(directory),
+        }),
+        unfinished: registered.sees_all().then(|| unfinished(directory)).flatten(),
         connected: Connected {
             clients,
             clients_total,
@@ -58,6 +65,12 @@ pub(super) fn of(home: &dyn Home, registered: &Registered) -> Result<ServedStatu
             tokens_total,
         },
     })
+}
+
+/// Returns what was stored since the newest view, if that can be told.
+fn unfinished(directory: &Path) -> Option<Unfinished> {
+    let repository = Repository::open(directory).ok()?;
+    repository.unfinished(repository.newest_view().ok()??, &mut |_| ())
 }
 
 /// Returns the clients and the tokens of the repository in a directory of this machine: of all processes that serve it. Waits for

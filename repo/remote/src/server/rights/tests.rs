@@ -88,8 +88,7 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Publish(_)
         | Ask::Room(_) => Needs::Adds,
         Ask::Manage { .. } | Ask::Amend { .. } | Ask::Condemn(_) | Ask::Pardon(_) | Ask::Prune { .. } => Needs::Manages,
-        Ask::AddSlot(..) => Needs::Manages,
-        Ask::RemoveSlot { .. } => Needs::Administrator,
+        Ask::AddSlot(..) | Ask::RemoveSlot { .. } => Needs::Administrator,
     }
 }
 

@@ -48,7 +48,9 @@ impl Fixture {
         let address = server.listen_tls("127.0.0.1:0".parse().expect("an address"), &key);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || server.run(&|| stopped.load(Ordering::SeqCst)));
+        let thread = std::thread::spawn(move || {
+            server.run(&|| stopped.load(Ordering::SeqCst));
+        });
         Self {
             _directory: directory,
             root,
