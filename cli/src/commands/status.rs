@@ -143,8 +143,8 @@ fn report(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
             let opened = context.opened_without_question(&repository);
             let served = server.status()?;
             let morning = Morning::of(&repository, opened.as_ref(), Some(&served));
-            show(context, &Report::of_server(server.name(), &served, morning))?;
-            written(context, args, opened.as_ref().unwrap_or(&repository))
+            let state = show(context, args, Report::of_server(server.name(), &served, morning))?;
+            written(context, args, opened.as_ref().unwrap_or(&repository), state)
         }
         None => {
             let repository = context.locked_repository()?;
