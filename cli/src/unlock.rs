@@ -232,7 +232,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         for text in ["", "\nsecret\n"] {
             std::fs::write(file.path(), text).expect("writes");
-            let error = passphrase_file(file.path()).err().expect("is empty");
+            let error = passphrase_file(file.path()).expect_err("is empty");
             assert!(error.text().contains("is empty"), "{}", error.text());
         }
     }
