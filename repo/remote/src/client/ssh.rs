@@ -196,7 +196,7 @@ mod tests {
             ..Ssh::default()
         };
         let address = "ssh://vbk@dc2:2222/srv/vbk".parse().expect("an address");
-        let error = ssh.open(&address, Again::never()).err().expect("no answer");
+        let error = ssh.open(&address, Again::never()).expect_err("no answer");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(
             error.to_string(),
