@@ -161,7 +161,12 @@ impl<'a> Context<'a> {
 
     fn checked(&self, repository: Repository, purpose: Purpose) -> Result<Repository> {
         self.check_encrypted(&repository)?;
-        self.judge(&repository, &repository.standing(), purpose)?;
+        let standing = repository.standing();
+        self.judge(&repository, &standing, purpose)?;
+        // A writer changes files of the store as soon as it opens that.
+        if purpose == Purpose::Write && self.knows_state_of(&repository, &standing) {
+            self.check_newest(&repository)?;
+        }
         Ok(repository)
     }
 

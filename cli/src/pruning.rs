@@ -200,7 +200,11 @@ impl Before {
 fn report(context: &Context<'_>, task: &Task<'_>, pruned: &Pruned, clock: Instant) -> Report {
     let is_dry = task.options.dry_run;
     let swept = pruned.swept;
-    let freed = pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes);
+    let freed = match pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes) {
+        // The store's own log became shorter, and nothing else.
+        freed if freed < LOG_BYTES && swept.removed_blocks + swept.removed_nodes == 0 => 0,
+        freed => freed,
+    };
     let left = swept.unused_bytes - swept.removed_bytes;
     let removed = format!(
         "{} ({}) of {}",
@@ -214,10 +218,13 @@ fn report(context: &Context<'_>, task: &Task<'_>, pruned: &Pruned, clock: Instan
             units::size(left)
         ));
     } else {
-        // The store's own log may have become shorter meanwhile, which is nothing that was given back.
-        let gained = match swept.removed_blocks == 0 && freed < LOG_BYTES {
-            true => "nothing freed".to_owned(),
-            false => format!("{} freed", units::size(freed)),
+        let gained = match (freed, swept.removed_blocks) {
+            (0, _) => "nothing freed".to_owned(),
+            (freed, 0) => format!(
+                "{} freed, which an interrupted prune or an ended reader had left",
+                units::size(freed)
+            ),
+            (freed, _) => format!("{} freed", units::size(freed)),
         };
         context.say(format_args!(
             "{removed} removed, {} unused left; {gained} in {}, the repository takes {}",

@@ -274,6 +274,20 @@ pub enum Error {
         /// Space that must stay free.
         reserve_bytes: u64,
     },
+    /// The file system has less free space than `forget` and `prune` need, and the space that was kept for them is used up.
+    #[error(
+        "repository {path} is full: {} free, {} kept for `vbk forget` and `vbk prune`; run these or make room",
+        size(*.free_bytes),
+        size(*.kept_bytes)
+    )]
+    Full {
+        /// The directory.
+        path: PathBuf,
+        /// Free space.
+        free_bytes: u64,
+        /// Space that is kept.
+        kept_bytes: u64,
+    },
     /// A record or manifest can't be read, so the blocks that it needs are not known.
     #[error("can't determine which blocks are unused; nothing was removed: {what}")]
     CantTellUnused {
@@ -450,7 +464,7 @@ impl Error {
             | Self::LastKey(_)
             | Self::BadKey { .. } => ErrorKind::Invalid,
             Self::KeyNeeded { .. } | Self::WrongKey { .. } => ErrorKind::Denied,
-            Self::NearlyFull { .. } => ErrorKind::NoSpace,
+            Self::NearlyFull { .. } | Self::Full { .. } => ErrorKind::NoSpace,
             Self::NewerFormat { .. } | Self::UnknownFeatures { .. } | Self::NotOnThisMachine { .. } => {
                 ErrorKind::Unsupported
             }

@@ -299,6 +299,7 @@ impl Repository {
             // The error of a link that can't be read is reported by the opening of the view; a repair rewrites the link.
             generation: self.newest_view().ok().flatten().max(self.shown.generation()),
             epoch: None,
+            state: None,
         }
     }
 
@@ -308,8 +309,9 @@ impl Repository {
         let store = self.home.read_as_it_is().ok()??.store;
         let (identity, generation) = (store.identity().ok()?, store.generation().ok()?);
         let keys = self.keys_for(&identity).ok().flatten();
+        let standing = Standing::of(&*store, &identity, generation);
         let epoch = keys.and_then(|keys| Encrypted::new(store, keys, &identity).epoch().ok()?);
-        Some(Standing::new(&identity, generation).with_epoch(epoch))
+        Some(standing.with_epoch(epoch))
     }
 
     /// The directory, if it is one of this machine; an error that says so otherwise.
@@ -343,7 +345,7 @@ impl Repository {
         self.home.disk_usage()
     }
 
-    /// Compares the tables of a view, which the caller holds, with their second copies. Returns a line for each damaged one.
+    /// Looks whether the store's own files are there and whole: see [`Home::check_tables`].
     pub fn check_tables(&self, view: u64) -> Result<Vec<String>> {
         self.home.check_tables(view)
     }

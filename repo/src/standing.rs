@@ -4,11 +4,12 @@
 //! Nothing in a repository can prove that it is the newest state: an attacker who can write to the storage can put back
 //! all of an older one. Only memory outside the repository can prove it.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::Identity;
+use crate::store::{Identity, StoreReader};
 
 /// State of a repository that a host remembers. A field is `None` if it could not be read, and is then not compared.
 ///
@@ -28,6 +29,9 @@ pub struct Standing {
     /// [`crate::store::StoreReader::epoch`]; known only for an encrypted repository whose keys are available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+    /// [`crate::store::StoreReader::state_at`] that generation, of a repository in a directory of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
 }
 
 /// A difference that no operation of vbk causes.
@@ -53,6 +57,11 @@ pub enum Change {
         /// The present generation.
         is: u64,
     },
+    /// It is another state of the same generation: an older copy of the repository was written to.
+    OtherState {
+        /// The generation.
+        generation: u64,
+    },
     /// The epoch is lower: the repository lacks changes that it had, whatever its generation says.
     OlderEpoch {
         /// The remembered epoch.
@@ -70,6 +79,11 @@ impl fmt::Display for Change {
             Self::OtherKey => write!(f, "it has another master key than before"),
             Self::OtherId { was, is } => write!(f, "its id was {was} and is {is} now"),
             Self::Older { was, is } => write!(f, "its newest state was number {was} and is number {is} now"),
+            Self::OtherState { generation } => write!(
+                f,
+                "its newest state, number {generation}, is not the one of that number that this host knows: one of them was made \
+                 from an older copy"
+            ),
             Self::OlderEpoch { was, is } => write!(
                 f,
                 "its list of backups had been sealed {was} times and now says {is} times: it is an older one"
@@ -79,12 +93,22 @@ impl fmt::Display for Change {
 }
 
 impl Standing {
-    pub(crate) fn new(identity: &Identity, generation: u64) -> Self {
+    fn new(identity: &Identity, generation: u64) -> Self {
         Self {
             id: Some(identity.id.clone()),
             key_check: identity.key_check.clone(),
             generation: Some(generation),
             epoch: None,
+            state: None,
+        }
+    }
+
+    /// Returns the standing of a store that is open.
+    pub(crate) fn of(store: &(impl StoreReader + ?Sized), identity: &Identity, generation: u64) -> Self {
+        Self {
+            // A store without it can be used all the same.
+            state: store.state_at(generation).unwrap_or_default(),
+            ..Self::new(identity, generation)
         }
     }
 
@@ -107,6 +131,12 @@ impl Standing {
         }
         let older = |known: Option<u64>, now: Option<u64>| known.zip(now).filter(|(was, is)| is < was);
         changes.extend(older(known.generation, self.generation).map(|(was, is)| Change::Older { was, is }));
+        if let (Some(was), Some(is), Some(generation)) = (&known.state, &self.state, self.generation)
+            && known.generation == self.generation
+            && was != is
+        {
+            changes.push(Change::OtherState { generation });
+        }
         changes.extend(older(known.epoch, self.epoch).map(|(was, is)| Change::OlderEpoch { was, is }));
         changes
     }
@@ -140,6 +170,11 @@ impl Standing {
             key_check: self.key_check.clone().or_else(|| other.key_check.clone()),
             generation: self.generation.max(other.generation),
             epoch: self.epoch.max(other.epoch),
+            state: match self.generation.cmp(&other.generation) {
+                Ordering::Less => other.state.clone(),
+                Ordering::Equal => self.state.clone().or_else(|| other.state.clone()),
+                Ordering::Greater => self.state.clone(),
+            },
         }
     }
 }
@@ -153,8 +188,29 @@ mod tests {
             id: Some(id.into()),
             key_check: key_check.map(Into::into),
             generation: Some(generation),
-            epoch: None,
+            ..Standing::default()
         }
+    }
+
+    #[test]
+    fn two_states_of_the_same_number_are_told_apart_where_both_are_known() {
+        let at = |generation, state: &str| Standing {
+            state: Some(state.into()),
+            ..standing("a", None, generation)
+        };
+        let known = at(7, "x");
+        let other = [Change::OtherState { generation: 7 }];
+        assert_eq!(at(7, "y").changes_since(&known), other);
+        for same in [at(7, "x"), at(8, "y"), standing("a", None, 7)] {
+            assert_eq!(same.changes_since(&known), []);
+        }
+        // A memory that an older vbk wrote.
+        assert_eq!(at(7, "y").changes_since(&standing("a", None, 7)), []);
+        assert_eq!(standing("a", None, 7).join(&known), known);
+        assert_eq!(known.join(&standing("a", None, 7)), known);
+        assert_eq!(known.join(&at(7, "y")), known);
+        assert_eq!(known.join(&standing("a", None, 8)), standing("a", None, 8));
+        assert_eq!(at(6, "y").join(&known), known);
     }
 
     #[test]

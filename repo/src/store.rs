@@ -214,6 +214,12 @@ pub trait StoreReader: Send + Sync {
     /// generation. Never lower in a later state of the store.
     fn generation(&self) -> Result<u64>;
 
+    /// Digits that tell the state with this generation apart from another one with the same: an older copy of the store was
+    /// written to meanwhile. `None` if the store is at another generation, or does not know.
+    fn state_at(&self, _generation: u64) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Names of stored things are made of their content in this way.
     fn hashing(&self) -> Hashing {
         Hashing::Plain

@@ -374,3 +374,82 @@ fn restore_can_keep_the_target_bytes_of_damaged_ranges() {
     lab.run(args!["restore", "bad@latest", "-", "--skip-damaged=keep"])
         .code(2);
 }
+
+/// Names of the blob files in a directory.
+fn blob_files(directory: &Path) -> Vec<String> {
+    let mut names = names_in(directory);
+    names.retain(|name| name.ends_with(".blob"));
+    names
+}
+
+#[test]
+fn a_store_that_lost_its_blob_files_is_damage_and_a_repair_puts_them_back() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk"), 1, 3 * MIB);
+    lab.backup("web1", &lab.path("disk"));
+    lab.end_server();
+    let store = lab.files().join("store");
+    let lost = blob_files(&store);
+    assert!(!lost.is_empty());
+    for name in &lost {
+        fs::remove_file(store.join(name)).expect("removes");
+    }
+    for verify in [args!["verify"], args!["verify", "--without-key"]] {
+        let said = lab.run(verify).code(4);
+        lost.iter().fold(said, |said, name| {
+            said.tells(&[name, "missing in store/", "`vbk repair` puts it back"])
+        });
+    }
+    let found = lab.run(args!["verify", "--json"]).code(4).json();
+    assert_eq!(
+        found["damaged_tables"].as_array().map(Vec::len),
+        Some(lost.len()),
+        "{found}"
+    );
+    // Readers have the files.
+    let out = lab.path("out");
+    lab.ok(args!["restore", "web1@latest", out]);
+    assert_is_noise(&out, 1, 3 * MIB);
+    lab.ok(args!["repair"]);
+    assert_eq!(blob_files(&store), lost);
+    lab.ok(args!["verify"]);
+    lab.ok(args!["prune", "--max-unused", "0%"]);
+    lab.ok(args!["verify"]);
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_noticed() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk"), 1, 3 * MIB);
+    lab.backup("web1", &lab.path("disk"));
+    lab.end_server();
+    // All its links are cut with it.
+    let store = lab.files().join("store");
+    let file = OpenOptions::new().write(true).open(store.join(&blob_files(&store)[0]));
+    file.and_then(|file| file.set_len(1000)).expect("cuts it");
+    lab.run(args!["verify"]).code(4).tells(&["damaged"]);
+}
+
+#[test]
+fn a_repository_without_its_views_works_and_makes_them_again() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk"), 1, MIB);
+    lab.backup("web1", &lab.path("disk"));
+    lab.end_server();
+    let views = lab.files().join("views");
+    let list = args!["list"];
+    let backup = args!["backup", "web1", lab.path("disk")];
+    for command in [args!["repair"], list, backup, args!["verify"], args!["prune"]] {
+        fs::remove_dir_all(&views).expect("removes");
+        lab.run(command).code(0);
+        assert!(views.join("current").exists());
+        lab.ok(args!["verify"]);
+    }
+    // Without the marker it may be a file system that is not mounted.
+    fs::remove_dir_all(&views).expect("removes");
+    fs::remove_file(lab.files().join("vbk-repository")).expect("removes");
+    for command in [args!["list"], args!["repair"]] {
+        lab.run(command).code(1).says(&["not a vbk repository"]);
+    }
+    assert!(!views.exists());
+}

@@ -132,6 +132,51 @@ fn a_disk_without_a_single_free_block_harms_no_backup() {
     mount.unmount();
 }
 
+/// What is kept is used up, and something else took the rest: a backup keeps it again where there is room, or stores nothing.
+#[test]
+fn a_backup_keeps_room_for_forget_and_prune_before_it_takes_any() {
+    let (lab, mount, filler) = small_lab(192, 21);
+    let (disk, ballast) = (lab.path("large.img"), lab.files().join("ballast"));
+    let backup = args!["backup", "large", disk, "--compression", "none", "--reserve", "0"];
+    write_noise(&disk, 2, 40 * MIB);
+    let manage = [
+        args!["note", "first@latest", "kept"],
+        args!["protect", "first@latest"],
+        args!["unprotect", "first@latest"],
+        args!["forget", "--last-too", "first@latest"],
+        args!["prune"],
+    ];
+    lab.end_server();
+    fs::remove_file(&ballast).expect("removes");
+    lab.run(backup.clone()).code(1).says(&["no space", "room"]);
+    assert_eq!(fs::metadata(&ballast).expect("is kept").len(), BALLAST_BYTES);
+    // With less there is no room for both.
+    lab.end_server();
+    fs::remove_file(&ballast).expect("removes");
+    fill(&mount, &mount.point.join("more"), 10);
+    let before = names_in(&lab.files().join("store")).len();
+    for _ in 0..2 {
+        lab.run(backup.clone()).code(1).says(&[
+            "is full",
+            "free",
+            "16 MiB kept for `vbk forget` and `vbk prune`",
+            "make room",
+        ]);
+    }
+    assert!(
+        names_in(&lab.files().join("store")).len() <= before + 1,
+        "nothing was stored"
+    );
+    for command in manage {
+        lab.run(command).code(0);
+    }
+    fs::remove_file(filler).expect("removes");
+    lab.run(backup).code(0);
+    lab.ok(args!["verify"]);
+    lab.end_server();
+    mount.unmount();
+}
+
 #[test]
 fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
     let (lab, mount, _) = small_lab(192, 80);

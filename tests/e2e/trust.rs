@@ -122,6 +122,35 @@ fn an_older_copy_of_a_repository_is_read_only_until_trusted() {
 }
 
 #[test]
+fn an_original_that_is_put_back_is_told_from_a_copy_with_as_many_changes() {
+    let (lab, old) = lab_with_an_older_copy();
+    replace_repository_with(&lab, &old);
+    lab.ok(args!["trust"]);
+    lab.backup("web1", &lab.path("disk"));
+    lab.ok(args!["verify", "--sample", "1%"]);
+    // Now both have the same number of changes, and the copy is what the host knows.
+    let original = lab.path("original");
+    fs::rename(lab.path("away"), &original).expect("moves");
+    replace_repository_with(&lab, &original);
+    assert_doubted(
+        &lab,
+        &["its newest state, number 2, is not the one of that number"],
+        &["list", "verify"],
+    );
+    lab.ok(args!["trust"]);
+    lab.backup("web1", &lab.path("disk"));
+    // What an older vbk remembered is no doubt, and is added to.
+    let memory = lab.state_dir().join("trust/known.json");
+    let text = fs::read_to_string(&memory).expect("reads");
+    let mut known: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let first = known["repositories"][0].as_object_mut().expect("an object");
+    assert!(first.remove("state").is_some(), "{text}");
+    fs::write(&memory, known.to_string()).expect("writes");
+    lab.ok(args!["list"]);
+    assert!(fs::read_to_string(&memory).expect("reads").contains("\"state\""));
+}
+
+#[test]
 fn a_replaced_repository_gets_no_backup() {
     let (lab, _) = lab_with_an_older_copy();
     let other = lab.path("other");

@@ -110,7 +110,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     }
     print(context, &report, &records, &scope, clock);
     if !tables.is_empty() {
-        context.print("`vbk repair` restores the store's own files from their second copies\n");
+        context.print("`vbk repair` restores the store's own files from their second copies and the newest view\n");
     }
     context.json_result(&Report {
         backups: report.read.backups,

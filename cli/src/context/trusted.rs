@@ -25,6 +25,13 @@ impl Context<'_> {
         }
     }
 
+    /// Returns whether this host remembers more of a state with this number than its number.
+    pub(super) fn knows_state_of(&self, repository: &Repository, standing: &Standing) -> bool {
+        let known = self.memory.as_ref().map(|memory| memory.get(repository.path()));
+        let known = known.and_then(|known| Some(known.ok()??.standing));
+        known.is_some_and(|known| known.state.is_some() && known.generation == standing.generation)
+    }
+
     /// Notes a repository that was opened, with its key if it has one, and whose content is what this host knows.
     pub(super) fn is_known(&self, repository: &Repository, standing: &Standing) {
         let _ = self.trusted.set(repository.clone());
@@ -190,14 +197,14 @@ impl Context<'_> {
             }
         }
         let standing = repository.standing();
-        if !repository.is_encrypted() {
+        if !repository.is_encrypted() && repository.local_path().is_err() {
             self.note(repository, &standing);
         } else if !self
             .memory
             .as_ref()
             .is_some_and(|memory| covers(memory, repository, &standing))
         {
-            // Something was written, and its epoch is in the view.
+            // Something was written, and its epoch and state are in the view.
             self.note(repository, &repository.standing_of_view().unwrap_or(standing));
         }
     }

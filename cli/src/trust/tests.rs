@@ -7,7 +7,7 @@ fn standing(id: &str, generation: u64) -> Standing {
         id: Some(id.into()),
         key_check: Some("k".into()),
         generation: Some(generation),
-        epoch: None,
+        ..Standing::default()
     }
 }
 

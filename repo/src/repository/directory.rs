@@ -27,6 +27,7 @@ pub(super) mod second_copies;
 pub mod shared;
 mod small_files;
 pub mod store_repair;
+mod stored_files;
 pub mod through;
 mod torn;
 pub(super) mod views;
@@ -52,7 +53,7 @@ use disk_usage::disk_usage;
 use lock::{Told, WriterLock};
 pub use marker::LAYOUT_FORMAT;
 pub(super) use marker::MARKER;
-use store_repair::{Mended, check_tables, mend, read_tables};
+use store_repair::{Mended, check_files, check_tables, mend, read_tables};
 use views::Views;
 
 use super::home::{DiskUsage, Home, Keeper, Marker, Reserve, Room, Session, Snapshot, Wait};
@@ -320,12 +321,16 @@ impl Home for Directory {
     }
 
     fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
-        check_tables(&self.path, snapshot)
+        let mut found = check_files(&self.path, snapshot)?;
+        found.extend(check_tables(&self.path, snapshot)?);
+        Ok(found)
     }
 
     fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        self.newest_reader()?.0.check(threads, cancel, each)
+        let (reader, number) = self.newest_reader()?;
+        check_files(&self.path, number)?.into_iter().for_each(&mut *each);
+        reader.check(threads, cancel, each)
     }
 
     fn add_key_slot(&self, slot: &SlotFile) -> Result<()> {
@@ -352,7 +357,9 @@ impl Home for Directory {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        Ok(self.opened(command, wait)?.session()?.to_write())
+        let opened = self.opened(command, wait)?;
+        opened.keep_room()?;
+        Ok(opened.session()?.to_write())
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
@@ -375,6 +382,11 @@ impl Opened {
             store: Arc::new(RocksSession::open(Arc::clone(&self.store))?),
             keeper: self,
         })
+    }
+
+    /// Keeps room for `forget` and `prune`, before a backup uses what is free; an error if there is not enough.
+    fn keep_room(&self) -> Result<()> {
+        ballast::require(&self.path, self.views.lock().list_bytes())
     }
 
     /// Returns whether the disk has too little room for a change of notes.

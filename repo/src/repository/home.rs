@@ -54,8 +54,8 @@ pub trait Home: fmt::Debug + Send + Sync {
     /// Space that the repository takes on disk.
     fn disk_usage(&self) -> Result<DiskUsage>;
 
-    /// Compares the tables of a snapshot, which the caller holds, with their second copies. Returns a line for each damaged
-    /// one; none where there are no copies.
+    /// Compares the tables of a snapshot, which the caller holds, with their second copies, and the files of the store and of the
+    /// snapshot with their lists. Returns a line for each that is damaged or missing.
     fn check_tables(&self, snapshot: u64) -> Result<Vec<String>>;
 
     /// Reads everything that is stored, without a key, and proves what can be proved so: see [`crate::store::door`]. `each` gets a

@@ -380,16 +380,24 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     let expected = Standing {
         id: Some(identity.id),
-        key_check: None,
         generation: Some(1),
-        epoch: None,
+        ..Standing::default()
     };
-    assert_eq!(writer.standing().expect("reads"), expected);
+    let of_store = writer.standing().expect("reads");
+    assert!(of_store.state.is_some());
+    let state = of_store.state.clone();
+    assert_eq!(
+        of_store,
+        Standing {
+            state,
+            ..expected.clone()
+        }
+    );
     drop(writer);
     let opened = Repository::open(repository.path()).expect("opens");
     assert_eq!(opened.standing(), expected);
-    assert_eq!(opened.standing_of_view(), Some(expected.clone()));
-    assert_eq!(*opened.view().expect("opens").standing(), expected);
+    assert_eq!(opened.standing_of_view(), Some(of_store.clone()));
+    assert_eq!(*opened.view().expect("opens").standing(), of_store);
     // A marker without an id accepts any store.
     fs::write(repository.path().join(MARKER), "format: 1\n").expect("writes");
     let opened = Repository::open(repository.path()).expect("opens");

@@ -39,7 +39,7 @@ impl View {
         // A view without a readable epoch can be read all the same.
         let epoch = store.epoch().unwrap_or_default();
         Ok(Self {
-            standing: Standing::new(&identity, generation).with_epoch(epoch),
+            standing: Standing::of(&*store, &identity, generation).with_epoch(epoch),
             store,
             identity,
             number,

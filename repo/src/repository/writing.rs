@@ -91,7 +91,8 @@ impl Writer {
 
     /// Identity and age of the repository, as the store itself states them.
     pub fn standing(&self) -> Result<Standing> {
-        Ok(Standing::new(&self.identity, self.store.generation()?).with_epoch(self.store.epoch()?))
+        let standing = Standing::of(&*self.store, &self.identity, self.store.generation()?);
+        Ok(standing.with_epoch(self.store.epoch()?))
     }
 
     /// The store.

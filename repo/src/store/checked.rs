@@ -103,6 +103,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         self.0.generation()
     }
 
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.0.state_at(generation)
+    }
+
     fn hashing(&self) -> Hashing {
         self.0.hashing()
     }

@@ -281,6 +281,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         self.store.generation()
     }
 
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.store.state_at(generation)
+    }
+
     fn hashing(&self) -> Hashing {
         self.hashing
     }

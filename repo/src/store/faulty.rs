@@ -146,6 +146,11 @@ impl StoreReader for FaultyStore {
         self.inner.generation()
     }
 
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.read()?;
+        self.inner.state_at(generation)
+    }
+
     fn hashing(&self) -> Hashing {
         self.inner.hashing()
     }

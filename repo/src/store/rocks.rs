@@ -11,6 +11,7 @@
 //! | `meta` | `identity` | JSON, see [`Identity`] |
 //! | | `barrier` | the lowest sequence number that the last barrier does not cover |
 //! | | `generation` | number of changes that readers see |
+//! | | `state` | the generation (u64) that it belongs to, and 8 bytes of a hash, see `rocks/generations.rs` |
 //! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
 //! | | `tidying` | nothing: a sweep removed rows that are to be merged away |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
@@ -46,6 +47,7 @@ mod bases;
 mod bin;
 mod check;
 mod errors;
+mod generations;
 pub(crate) mod manifest;
 mod options;
 mod published;
@@ -372,12 +374,6 @@ impl RocksStore {
         }
     }
 
-    fn next_generation(&self, batch: &mut WriteBatch) -> Result<()> {
-        let generation = self.reader.generation()? + 1;
-        batch.put_cf(self.reader.family("meta"), "generation", generation.to_be_bytes());
-        Ok(())
-    }
-
     /// Writes a batch that is durable when this returns. All writes with the log on use this function.
     fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let _no_view = self.log.lock();
@@ -393,6 +389,10 @@ impl StoreReader for RocksStore {
 
     fn generation(&self) -> Result<u64> {
         self.reader.generation()
+    }
+
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.reader.state_of(generation)
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {

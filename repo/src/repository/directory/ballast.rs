@@ -20,8 +20,8 @@ const OPENING_BYTES: u64 = 4 << 20;
 /// Room for the list of files: it is written twice, and may grow until the next writer looks.
 const TIMES_LIST: u64 = 3;
 
-/// The ballast is only created if this many times its size is free; with less, a backup has the better use for the
-/// space.
+/// A command that frees space makes the ballast only if this many times its size is free: it may just have removed it. A backup
+/// makes it wherever it fits, before it uses the space itself.
 const FREE_TIMES: u64 = 8;
 
 const PIECE_BYTES: u64 = 1 << 20;
@@ -33,16 +33,43 @@ fn path_in(repository: &Path) -> PathBuf {
 /// Makes the ballast as large as a store with such a list of files needs it, if the disk is not full. A failure is not an
 /// error.
 pub(super) fn ensure(repository: &Path, list_bytes: u64) {
-    let path = path_in(repository);
-    let needed = (OPENING_BYTES + TIMES_LIST * list_bytes)
+    make(repository, list_bytes, FREE_TIMES);
+}
+
+/// Makes the ballast for a process that will fill the disk. An error if there is none and no room for one: what is free is needed
+/// by the next `forget` and `prune`.
+pub(super) fn require(repository: &Path, list_bytes: u64) -> Result<()> {
+    make(repository, list_bytes, 1);
+    let kept_bytes = needed(list_bytes);
+    let there = fs::metadata(path_in(repository)).map_or(0, |found| found.len());
+    let free_bytes = file_system(repository)?.free_bytes;
+    // One that is a little short does. With more free, it is not room that is missing, e.g. the directory belongs to another user.
+    match there < kept_bytes / 2 && free_bytes < kept_bytes {
+        true => Err(Error::Full {
+            path: repository.to_owned(),
+            free_bytes,
+            kept_bytes,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Returns the size that the ballast should have.
+fn needed(list_bytes: u64) -> u64 {
+    (OPENING_BYTES + TIMES_LIST * list_bytes)
         .max(LEAST_BYTES)
-        .next_multiple_of(PIECE_BYTES);
+        .next_multiple_of(PIECE_BYTES)
+}
+
+fn make(repository: &Path, list_bytes: u64, free_times: u64) {
+    let path = path_in(repository);
+    let needed = needed(list_bytes);
     let there = fs::metadata(&path).map_or(0, |found| found.len());
     if (needed..=2 * needed).contains(&there) {
         return;
     }
     let free = file_system(repository).map_or(0, |found| found.free_bytes);
-    if there < needed && free < needed * FREE_TIMES {
+    if there < needed && free < needed * free_times {
         return;
     }
     if let Err(error) = resize(&path, there, needed) {
@@ -87,6 +114,7 @@ pub(crate) fn release(repository: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn the_ballast_grows_with_the_list_of_files_and_a_larger_one_shrinks() {
@@ -111,6 +139,11 @@ mod tests {
     fn a_ballast_without_room_for_it_is_not_made() {
         let directory = tempfile::tempdir().expect("a directory");
         ensure(directory.path(), 1 << 50);
+        let full = require(directory.path(), 1 << 50).expect_err("has no room");
+        assert!(full.to_string().contains("`vbk forget` and `vbk prune`"), "{full}");
+        assert_eq!(full.kind(), ErrorKind::NoSpace);
         assert!(!path_in(directory.path()).exists());
+        require(directory.path(), 1000).expect("makes it");
+        assert!(path_in(directory.path()).exists());
     }
 }

@@ -99,6 +99,9 @@ impl SharedDirectory {
             if to_manage && opened.is_full()? {
                 ballast::release(&self.directory.path)?;
             }
+            if !to_manage {
+                opened.keep_room()?;
+            }
             return Arc::clone(opened).session();
         }
         let opened = match to_manage {
@@ -106,6 +109,9 @@ impl SharedDirectory {
             false => self.directory.opened("serve", wait)?,
         };
         state.opened = Some(Arc::clone(&opened));
+        if !to_manage {
+            opened.keep_room()?;
+        }
         opened.session()
     }
 }

@@ -6,29 +6,23 @@
 //! published, and one from an older view lacks more. So the old store and newer views are renamed to `store.damaged`
 //! and `views/N.damaged`, for an administrator to remove.
 
+mod aside;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use self::aside::{ASIDE, OLD_STORE, UNTIL_REMOVED, free_name, names_in, put_aside};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::directory::files;
 use crate::repository::directory::hashes::Hashes;
 use crate::repository::directory::second_copies::{self, Spare};
 use crate::repository::directory::small_files::check_store;
-use crate::repository::directory::views::record::Record;
+use crate::repository::directory::stored_files::{self, Fault, Faulty};
 use crate::repository::directory::views::{self, View, pool, remove_tree};
 use crate::store::StoreReader;
 use crate::store::rocks::manifest::Unread;
 use crate::store::rocks::{RocksStore, path_in, remove_checkpoint};
-
-/// Name of the old store once there is a new one.
-const OLD_STORE: &str = "store.damaged";
-
-/// Suffix of views that are set aside.
-const ASIDE: &str = "damaged";
-
-const UNTIL_REMOVED: &str =
-    "remove it once everything is repaired; until then its space can't be freed, not even by a prune";
 
 /// Result of a repair, as sentences for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,6 +31,16 @@ pub struct Mended {
     pub done: Vec<String>,
     /// Damage that remains.
     pub left: Vec<String>,
+}
+
+/// Compares the files of the store and of a view, which the caller holds, with their lists. Returns a line for each that is
+/// missing, or not what it should be.
+pub fn check_files(repository: &Path, view: u64) -> Result<Vec<String>> {
+    let faulty = match views::find(repository, view)? {
+        Some(view) => stored_files::faulty(repository, &view)?,
+        None => Vec::new(),
+    };
+    Ok(faulty.iter().map(Faulty::describe).collect())
 }
 
 /// Compares the tables of a view, which the caller holds, with their second copies. Returns the damaged ones.
@@ -95,6 +99,9 @@ pub(super) fn read_tables(repository: &Path) -> Hashes {
 /// Repairs what can be repaired. The caller holds the writer's lock. `hashes` has what was read before.
 pub(super) fn mend(repository: &Path, hashes: &Hashes) -> Result<Mended> {
     let mut mended = Mended::default();
+    if views::make_directory(repository)? {
+        mended.done.push("views/ was gone".into());
+    }
     link(repository, &mut mended)?;
     let named = views::current(repository)?.unwrap_or(0);
     // A damaged link may name any number; a view that existed has left at least its lock.
@@ -112,6 +119,9 @@ pub(super) fn mend(repository: &Path, hashes: &Hashes) -> Result<Mended> {
     let places = places_of(repository, &views)?;
     for spare in second_copies::list(repository)? {
         table(repository, &places, &spare, hashes, &mut mended)?;
+    }
+    if let Some(Some(view)) = whole(views::find(repository, current))? {
+        put_back(repository, &view, &mut mended)?;
     }
     // A view is complete before the link names it, and the link may be lost.
     let newest = views.last().map_or(current, |number| current.max(*number));
@@ -246,9 +256,44 @@ fn blobs(repository: &Path, places: &[PathBuf], mended: &mut Mended) -> Result<(
     }
 }
 
+/// Puts files back into the store that it lacks and a view has whole.
+fn put_back(repository: &Path, view: &View, mended: &mut Mended) -> Result<()> {
+    let (store, pool) = (path_in(repository), view.files());
+    let faulty = stored_files::faulty(repository, view)?.into_iter();
+    let faulty: Vec<_> = faulty
+        .filter(|faulty| faulty.is_in_store && faulty.is_elsewhere)
+        .collect();
+    if faulty.is_empty() {
+        return Ok(());
+    }
+    for Faulty { file, fault, .. } in faulty {
+        let (from, to) = (pool.join(file.name()), store.join(file.name()));
+        let name = stored_files::describe(file);
+        let what = match fault {
+            Fault::Missing => format!("{name} was missing in the store"),
+            Fault::Length { is, should } => format!("{name} in the store had {is} bytes instead of {should}"),
+            Fault::Differs => {
+                // It can't be told here which of them is the right one.
+                let aside = free_name(&store.join(format!("{}.{ASIDE}", file.name())))?;
+                fs::hard_link(&to, &aside).map_err(Error::io("link", &aside))?;
+                let aside = aside.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                format!("{name} was another one in the store, which is kept in store/{aside}; {UNTIL_REMOVED}")
+            }
+        };
+        let draft = to.with_extension("mended");
+        let _ = fs::remove_file(&draft);
+        fs::hard_link(&from, &draft).map_err(Error::io("link", &draft))?;
+        fs::rename(&draft, &to).map_err(Error::io("rename", &draft))?;
+        mended.done.push(what);
+    }
+    files::sync_directory(&store)
+}
+
 /// Makes every name of a table a link to the right bytes.
 fn table(repository: &Path, places: &[PathBuf], spare: &Spare, hashes: &Hashes, mended: &mut Mended) -> Result<()> {
-    let newest = places.last().map(|place| place.join(&spare.table));
+    // A pool that is gone is made again with the newest view.
+    let newest = places.last().filter(|place| place.exists());
+    let newest = newest.map(|place| place.join(&spare.table));
     let is_good = |path: &PathBuf| Ok::<_, Error>(hashes.of(path)?.as_ref() == Some(&spare.hash));
     let (mut good, mut others) = (None, Vec::new());
     for directory in std::iter::once(&path_in(repository)).chain(places) {
@@ -373,112 +418,32 @@ fn link_or_copy(view: &View, new: &Path) -> Result<()> {
     files::sync_directory(new)
 }
 
-/// Keeps views that are newer than the store, which the next publication would remove, as directories with all that may be
-/// theirs, and reports the loss. Readers that hold one may fail on files that they have not opened yet.
-fn put_aside(repository: &Path, views: &[u64], generation: u64, newest: u64, mended: &mut Mended) -> Result<()> {
-    for number in views.iter().filter(|number| **number > generation) {
-        let path = views::path_of(repository, *number);
-        let aside = free_name(&path.with_extension(ASIDE))?;
-        match views::find(repository, *number) {
-            Ok(Some(View::File(record, _))) => gather(&places_of(repository, &[*number])?, Some(&record), &aside)?,
-            Ok(_) => {
-                fs::rename(&path, aside).map_err(Error::io("rename", &path))?;
-                continue;
-            }
-            Err(Error::FileDamaged { .. }) => gather(&places_of(repository, views)?, None, &aside)?,
-            Err(error) => return Err(error),
-        }
-        // So the next repair does not put it aside again. Its readers have it open.
-        fs::rename(&path, aside.join("view")).map_err(Error::io("rename", &path))?;
-    }
-    let directory = repository.join("views");
-    files::sync_directory(&directory)?;
-    second_copies::keep_only(repository, &path_in(repository))?;
-    let views = names_in(&directory, |name| {
-        let number = name.split_once('.').filter(|(_, rest)| rest.starts_with(ASIDE));
-        number.is_some_and(|(number, _)| number.parse().is_ok_and(|number: u64| number > generation))
-    })?;
-    let mut kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
-    kept.extend(views.iter().map(|name| format!("views/{name}")));
-    mended.left.push(match kept.as_slice() {
-        [] => format!("everything stored after view {generation}, up to view {newest}, is lost"),
-        kept => format!(
-            "everything stored after view {generation}, up to view {newest}, is lost, unless it can be recovered from \
-             files that could not be opened and are kept in {}; {UNTIL_REMOVED}",
-            kept.join(", ")
-        ),
-    });
-    Ok(())
-}
-
-/// Makes a directory of the files that a view may have, which are in the last of these places, and of the lists there. If the
-/// list is damaged, it is not known which they are.
-fn gather(places: &[PathBuf], record: Option<&Record>, to: &Path) -> Result<()> {
-    let draft = to.with_extension("tmp");
-    remove_tree(&draft)?;
-    fs::create_dir(&draft).map_err(Error::io("create", &draft))?;
-    let Some(from) = places.last().filter(|place| place.exists()) else {
-        return fs::rename(&draft, to).map_err(Error::io("rename", draft));
-    };
-    for file in pool::list(from)?.into_keys() {
-        if record.is_none_or(|record| file.number() < record.next) {
-            let (from, to) = (from.join(file.name()), draft.join(file.name()));
-            fs::hard_link(&from, &to).map_err(Error::io("link", &to))?;
-        }
-    }
-    let lists = pool::manifests(from)?.into_iter();
-    let lists: Vec<_> = lists
-        .filter(|name| record.is_none_or(|record| record.manifest == *name))
-        .collect();
-    for name in &lists {
-        let (from, to) = (from.join(name), draft.join(name));
-        let bytes = fs::read(&from).map_err(Error::io("read", from))?;
-        files::write(&to, &bytes)?;
-    }
-    if let Some(last) = lists.last() {
-        files::write(&draft.join("CURRENT"), format!("{last}\n").as_bytes())?;
-    }
-    files::sync_directory(&draft)?;
-    fs::rename(&draft, to).map_err(Error::io("rename", draft))
-}
-
-/// Returns the name itself, or the first free one of `NAME.2`, `NAME.3`, ...
-fn free_name(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut free = path.to_owned();
-    for number in 2.. {
-        match free.symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            found => found.map_err(Error::io("read", &free))?,
-        };
-        free = path.with_file_name(format!("{name}.{number}"));
-    }
-    Ok(free)
-}
-
-fn names_in(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
-        let name = entry.map_err(Error::io("list", directory))?.file_name();
-        names.extend(name.into_string().ok().filter(|name| wanted(name)));
-    }
-    names.sort();
-    Ok(names)
-}
-
 /// Ensures that readers can open the newest view.
 fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
+    let newest = views::current(repository)?.unwrap_or(0);
+    let lacks = match whole(views::find(repository, newest))?.flatten() {
+        Some(view) => stored_files::faulty(repository, &view)?,
+        None => Vec::new(),
+    };
+    let lacks: Vec<_> = lacks.iter().filter(|faulty| !faulty.is_in_store).collect();
     let store = RocksStore::open(&path_in(repository))?;
     let held = views::open(repository);
     let opens = whole(held.and_then(|held| held.map(|held| held.reader.identity()).transpose()))?
         .flatten()
         .is_some();
-    if !opens {
+    if !opens || !lacks.is_empty() {
         // Published under a new number: the old view may have readers, which continue to see what they can.
         crate::store::StoreManager::amend(&store, &[], &[])?;
-        mended
-            .done
-            .push("the newest view could not be opened and was replaced".into());
+        mended.done.push(match lacks.as_slice() {
+            [] => "the newest view could not be opened and was replaced".into(),
+            lacks => {
+                let names: Vec<_> = lacks
+                    .iter()
+                    .map(|lacking| stored_files::describe(lacking.file))
+                    .collect();
+                format!("the newest view lacked {} and was replaced", names.join(", "))
+            }
+        });
     }
     views::publish(repository, &store)
 }

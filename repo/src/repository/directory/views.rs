@@ -51,6 +51,19 @@ pub(crate) fn directory(repository: &Path) -> PathBuf {
     repository.join("views")
 }
 
+/// Makes the directory of all views again if it is gone; returns whether it was. The caller holds the writer's lock, and has found
+/// the repository's marker: a file system that is not mounted has none.
+pub(crate) fn make_directory(repository: &Path) -> Result<bool> {
+    let views = directory(repository);
+    match fs::create_dir(&views) {
+        Ok(()) => crate::files::sync_directory(repository)
+            .map_err(Error::io("sync", repository))
+            .map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Error::io("create", views)(error)),
+    }
+}
+
 /// Returns the path of a view.
 pub(crate) fn path_of(repository: &Path, number: u64) -> PathBuf {
     directory(repository).join(number.to_string())

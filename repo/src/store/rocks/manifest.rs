@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use self::edit::Edit;
+use self::edit::{Edit, NewBlobFile, Table};
 use crate::error::{Error, Result};
 
 /// No record crosses the end of a block; each piece of one begins with CRC, length (u16, little-endian) and type.
@@ -112,13 +112,13 @@ struct Blob {
     tables: u64,
     blobs: u64,
     garbage: u64,
+    bytes: u64,
 }
 
 /// The files of a store at some record of its list.
 #[derive(Debug, Default)]
 struct Files {
-    /// Tables, and the oldest blob file that each needs (0: none).
-    tables: BTreeMap<u64, u64>,
+    tables: BTreeMap<u64, Table>,
     blobs: BTreeMap<u64, Blob>,
     /// Blob files that an edit since the last look has named.
     touched: BTreeSet<u64>,
@@ -227,6 +227,14 @@ impl Manifest {
     pub(crate) fn files(&self) -> impl Iterator<Item = StoreFile> + '_ {
         let tables = self.files.tables.keys().map(|number| StoreFile::Table(*number));
         tables.chain(self.files.blobs.keys().map(|number| StoreFile::Blob(*number)))
+    }
+
+    /// The files with the length that each must have.
+    pub(crate) fn lengths(&self) -> BTreeMap<StoreFile, u64> {
+        let table = |(number, table): (&u64, &Table)| (StoreFile::Table(*number), table.bytes);
+        let blob = |(number, blob): (&u64, &Blob)| (StoreFile::Blob(*number), blob.bytes);
+        let tables = self.files.tables.iter().map(table);
+        tables.chain(self.files.blobs.iter().map(blob)).collect()
     }
 
     /// Returns whether the store has a file.
@@ -375,11 +383,12 @@ impl Files {
         if has_blobs && *self.family.get_or_insert(edit.family) != edit.family {
             return Err("blob files of two column families");
         }
-        for (number, blobs) in edit.blobs {
+        for NewBlobFile { number, blobs, bytes } in edit.blobs {
             let blob = Blob {
                 tables: 0,
                 blobs,
                 garbage: 0,
+                bytes,
             };
             if self.blobs.insert(number, blob).is_some() {
                 return Err("a blob file that comes twice");
@@ -393,19 +402,19 @@ impl Files {
             self.touched.insert(number);
         }
         for number in edit.removed {
-            let oldest = self.tables.remove(&number).ok_or("an unknown table is removed")?;
+            let Table { oldest, .. } = self.tables.remove(&number).ok_or("an unknown table is removed")?;
             self.changes.remove(StoreFile::Table(number));
             if let Some(blob) = self.blobs.get_mut(&oldest) {
                 blob.tables = blob.tables.saturating_sub(1);
                 self.touched.insert(oldest);
             }
         }
-        for (number, oldest) in edit.added {
-            if self.tables.insert(number, oldest).is_some() {
+        for (number, table) in edit.added {
+            if self.tables.insert(number, table).is_some() {
                 return Err("a table that comes twice");
             }
             self.changes.add(StoreFile::Table(number));
-            if let Some(blob) = self.blobs.get_mut(&oldest) {
+            if let Some(blob) = self.blobs.get_mut(&table.oldest) {
                 blob.tables += 1;
             }
         }

@@ -108,7 +108,7 @@ impl RocksReader {
         self.meta_number_in(key, ReadOptions::default())
     }
 
-    fn meta_number_in(&self, key: &str, options: ReadOptions) -> Result<Option<u64>> {
+    pub(super) fn meta_number_in(&self, key: &str, options: ReadOptions) -> Result<Option<u64>> {
         let row = self
             .db
             .get_cf_opt(self.family("meta"), key, &options)
@@ -203,10 +203,6 @@ impl RocksReader {
             rows.seek(part_key(sequence + 1, 0));
         }
         rows.status().map_err(failed("read the blocks"))
-    }
-
-    fn generation_in(&self, options: ReadOptions) -> Result<u64> {
-        Ok(self.meta_number_in("generation", options)?.unwrap_or(0))
     }
 
     fn records_in(&self, options: ReadOptions) -> Result<Vec<Record>> {
@@ -339,6 +335,10 @@ impl StoreReader for RocksReader {
 
     fn generation(&self) -> Result<u64> {
         self.generation_in(ReadOptions::default())
+    }
+
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.state_of(generation)
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {

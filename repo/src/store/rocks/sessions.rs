@@ -391,6 +391,10 @@ impl StoreReader for RocksSession {
         self.store.generation()
     }
 
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.store.state_at(generation)
+    }
+
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         self.store.locate_for(Some(self.number), ids)
     }

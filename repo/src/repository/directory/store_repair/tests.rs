@@ -170,6 +170,53 @@ fn a_blob_file_that_is_gone_from_the_store_is_still_in_the_view() {
 }
 
 #[test]
+fn what_can_be_made_again_is_missed_by_nobody() {
+    let fixture = Fixture::new();
+    for gone in [
+        "views",
+        "views/current",
+        "views/pool-1",
+        "spare",
+        "lock",
+        "waiting",
+        "ballast",
+        "pruned",
+    ] {
+        for repairs in [false, true] {
+            let copy = fixture.copy();
+            remove_tree(&copy.join(gone)).expect("removes");
+            let repository = Repository::open(&copy).expect("opens");
+            if repairs {
+                let mended = repository.mend(&mut |_| true).expect("mends");
+                assert_eq!(mended.left, Vec::<String>::new(), "{gone}");
+                let is_named = mended.done.iter().any(|what| what.contains("views/ was gone"));
+                assert_eq!(is_named, gone == "views", "{gone}: {mended:?}");
+            }
+            let view = repository.view().unwrap_or_else(|error| panic!("{gone}: {error}"));
+            assert_reads(&view, &fixture.plain, gone);
+            store_day(&repository, "2026-11-24T05-54-00Z", &fixture.plain[0]);
+            let again = repository.mend(&mut |_| true).expect("mends");
+            assert_eq!(again, Mended::default(), "{gone}");
+        }
+    }
+}
+
+#[test]
+fn a_directory_without_a_marker_gets_no_views() {
+    let fixture = Fixture::new();
+    let copy = fixture.copy();
+    for gone in ["views", "vbk-repository"] {
+        remove_tree(&copy.join(gone)).expect("removes");
+    }
+    let refused = [Repository::open(&copy), Repository::open_damaged(&copy)];
+    for refused in refused {
+        let error = refused.expect_err("is none");
+        assert!(matches!(error, Error::NotARepository { .. }), "{error}");
+    }
+    assert!(!copy.join("views").exists());
+}
+
+#[test]
 fn views_and_second_copies_that_are_harmed_are_made_anew() {
     let fixture = Fixture::new();
     let view = views::current(&fixture.path()).expect("reads").expect("is there");

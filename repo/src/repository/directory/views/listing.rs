@@ -1,6 +1,6 @@
 //! [`Listing`] knows the files of the store that a writer has open, and learns of new ones.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -141,6 +141,14 @@ impl Listing {
             Files::Read(list) => list.files().collect(),
             Files::Linked { files, .. } => files.clone(),
             Files::Unknown => BTreeSet::new(),
+        }
+    }
+
+    /// The lengths that the files must have, as far as they are known.
+    pub(super) fn lengths(&self) -> BTreeMap<StoreFile, u64> {
+        match &self.files {
+            Files::Read(list) => list.lengths(),
+            Files::Linked { .. } | Files::Unknown => BTreeMap::new(),
         }
     }
 

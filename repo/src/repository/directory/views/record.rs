@@ -5,7 +5,7 @@
 //! file that the view has, and 16 digits of the hash of the lines before. An older vbk made directories instead, with a
 //! link to each file; they are read as long as they are there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -170,6 +170,16 @@ impl View {
             true => Ok(()),
             false => Err(damaged()),
         }
+    }
+
+    /// The view's files with their lengths, from the list that it names; `None` if that can't be read, or for a view of an older
+    /// vbk.
+    pub(crate) fn lengths(&self) -> Option<BTreeMap<StoreFile, u64>> {
+        let Self::File(record, _) = self else {
+            return None;
+        };
+        let list = Manifest::open_part(&self.files(), &record.manifest, record.length);
+        list.ok().map(|list| list.lengths())
     }
 
     /// The view's files, from the list that it names. A view of an older vbk has a directory of its own instead.

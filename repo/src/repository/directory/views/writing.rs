@@ -68,6 +68,9 @@ impl Views {
     /// files. Only the process that holds the writer's lock may have one.
     pub(crate) fn open(repository: &Path, store: &RocksStore) -> Result<Self> {
         let views = super::directory(repository);
+        if super::make_directory(repository)? {
+            tracing::warn!("{} was gone and is made again", views.display());
+        }
         remove_checkpoint(&scratch(repository));
         let lists = |number| Ok((number, pool::manifests(&pool::path_of(&views, number))?));
         let pools: BTreeMap<_, _> = pool::all(&views)?.into_iter().map(lists).collect::<Result<_>>()?;
@@ -125,7 +128,9 @@ impl Views {
                 _ => false,
             };
             // Files of a lost state, or a copy of the repository that was made without its links.
-            if changes.added.iter().any(differs) {
+            let others: Vec<_> = changes.added.iter().copied().filter(differs).collect();
+            if !others.is_empty() {
+                self.check_lengths(&others)?;
                 self.begin_pool()?;
             } else {
                 // A file that the store has lost is kept by the pool.
@@ -138,6 +143,21 @@ impl Views {
             self.link(store)
         })?;
         self.listing.done();
+        Ok(())
+    }
+
+    /// An error if the pool has one of these files whole and the store does not: the store's would take its place.
+    fn check_lengths(&self, files: &[StoreFile]) -> Result<()> {
+        let should = self.listing.lengths();
+        let length = |path: &Path| fs::metadata(path).map(|found| found.len()).ok();
+        for file in files {
+            let path = path_in(&self.repository).join(file.name());
+            let should = should.get(file).copied();
+            let is_whole_here = should.is_some() && length(&self.pool().join(file.name())) == should;
+            if is_whole_here && length(&path) != should {
+                return Err(Error::FileDamaged { path });
+            }
+        }
         Ok(())
     }
 

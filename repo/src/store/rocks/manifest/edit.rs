@@ -5,13 +5,34 @@
 pub(super) struct Edit {
     pub(super) family: u64,
     pub(super) removed: Vec<u64>,
-    pub(super) added: Vec<(u64, u64)>,
-    pub(super) blobs: Vec<(u64, u64)>,
+    pub(super) added: Vec<(u64, Table)>,
+    pub(super) blobs: Vec<NewBlobFile>,
     pub(super) garbage: Vec<(u64, u64)>,
     /// Edits of its group that come after it.
     pub(super) after: Option<u64>,
     pub(super) has_sequence: bool,
 }
+
+/// A table of a store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Table {
+    /// Oldest blob file that it needs (0: none).
+    pub(super) oldest: u64,
+    /// Length of the file.
+    pub(super) bytes: u64,
+}
+
+/// A blob file that was added.
+#[derive(Debug)]
+pub(super) struct NewBlobFile {
+    pub(super) number: u64,
+    pub(super) blobs: u64,
+    /// Length of the file.
+    pub(super) bytes: u64,
+}
+
+/// Bytes of a blob file before and after its blobs (db/blob/blob_log_format.h).
+const BLOB_FILE_FRAME_BYTES: u64 = 30 + 32;
 
 /// Fields of an edit that are not read to their end.
 struct Fields<'a>(&'a [u8]);
@@ -105,12 +126,14 @@ impl Edit {
                 Some(())
             }
             400 => {
-                let (number, blobs) = (fields.number()?, fields.number()?);
-                fields.skip(1)?;
+                self.blobs.push(NewBlobFile {
+                    number: fields.number()?,
+                    blobs: fields.number()?,
+                    bytes: fields.number()?.saturating_add(BLOB_FILE_FRAME_BYTES),
+                });
                 // Checksum: method and value.
                 fields.text()?;
                 fields.text()?;
-                self.blobs.push((number, blobs));
                 fields.extras(0, |_, _| Some(false))
             }
             401 => {
@@ -127,8 +150,7 @@ impl Edit {
     /// Level, number, length, smallest and largest key, smallest and largest sequence number, more.
     fn table(&mut self, fields: &mut Fields<'_>) -> Option<()> {
         fields.skip(1)?;
-        let number = fields.number()?;
-        fields.skip(1)?;
+        let (number, bytes) = (fields.number()?, fields.number()?);
         fields.text()?;
         fields.text()?;
         fields.skip(2)?;
@@ -142,7 +164,7 @@ impl Edit {
             65 => (text == [0]).then_some(true),
             _ => Some(false),
         })?;
-        self.added.push((number, oldest));
+        self.added.push((number, Table { oldest, bytes }));
         Some(())
     }
 }

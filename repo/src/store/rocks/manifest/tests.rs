@@ -44,6 +44,10 @@ fn assert_true(store: &RocksStore, directory: &Path, list: &mut Manifest, what: 
             .expect("makes a checkpoint");
         let whole = Manifest::open(&scratch).expect("reads");
         assert_eq!(set(&whole), linked, "{what}");
+        for (file, bytes) in whole.lengths() {
+            let found = std::fs::metadata(scratch.join(file.name())).expect("is there");
+            assert_eq!(found.len(), bytes, "{what}: {file:?}");
+        }
         assert_eq!(
             whole.next() - 1,
             linked.iter().map(|file| file.number()).max().unwrap_or(0)

@@ -121,6 +121,10 @@ impl StoreReader for Scan {
         self.view.generation()
     }
 
+    fn state_at(&self, generation: u64) -> Result<Option<String>> {
+        self.view.state_at(generation)
+    }
+
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         self.view.locate(ids)
     }
