@@ -177,6 +177,29 @@ fn a_backup_keeps_room_for_forget_and_prune_before_it_takes_any() {
     mount.unmount();
 }
 
+/// Somebody else takes what each command leaves.
+#[test]
+fn commands_that_free_space_work_one_after_the_other_on_a_disk_that_stays_full() {
+    let (lab, mount, _) = small_lab(192, 21);
+    lab.backup("second", &lab.path("first.img"));
+    let commands = [
+        args!["note", "first@latest", "kept"],
+        args!["protect", "first@latest"],
+        args!["unprotect", "first@latest"],
+        args!["forget", "--last-too", "first@latest"],
+        args!["prune"],
+    ];
+    for (number, command) in commands.into_iter().enumerate() {
+        lab.end_server();
+        fill_up(&mount.point.join(format!("other-{number}")));
+        lab.run(command).code(0);
+    }
+    assert_eq!(lab.listed().len(), 1);
+    lab.ok(args!["verify"]);
+    lab.end_server();
+    mount.unmount();
+}
+
 #[test]
 fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
     let (lab, mount, _) = small_lab(192, 80);

@@ -395,6 +395,12 @@ impl Opened {
     }
 }
 
+impl Drop for Opened {
+    fn drop(&mut self) {
+        ballast::refill(&self.path, self.views.get_mut().list_bytes());
+    }
+}
+
 impl Keeper for Opened {
     fn publish(&self) -> Result<()> {
         let wanted = self.store.generation()?;

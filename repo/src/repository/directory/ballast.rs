@@ -54,6 +54,22 @@ pub(super) fn require(repository: &Path, list_bytes: u64) -> Result<()> {
     }
 }
 
+/// Makes the ballast again, after a command on a full disk has used it, of what that command has left: the next one needs it
+/// too, and whoever fills the disk may be faster.
+pub(super) fn refill(repository: &Path, list_bytes: u64) {
+    let path = path_in(repository);
+    let there = fs::metadata(&path).map_or(0, |found| found.len());
+    let free_bytes = file_system(repository).map_or(0, |found| found.free_bytes);
+    // What is left is for the closing of the store.
+    let room = free_bytes.saturating_sub(PIECE_BYTES) / PIECE_BYTES * PIECE_BYTES;
+    let wanted = needed(list_bytes).min(there + room);
+    if wanted > there
+        && let Err(error) = resize(&path, there, wanted)
+    {
+        tracing::debug!(%error, "the ballast stays smaller than it should be");
+    }
+}
+
 /// Returns the size that the ballast should have.
 fn needed(list_bytes: u64) -> u64 {
     (OPENING_BYTES + TIMES_LIST * list_bytes)
@@ -145,5 +161,16 @@ mod tests {
         assert!(!path_in(directory.path()).exists());
         require(directory.path(), 1000).expect("makes it");
         assert!(path_in(directory.path()).exists());
+    }
+
+    #[test]
+    fn a_ballast_that_was_used_is_made_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = path_in(directory.path());
+        fs::write(&path, [0x5A; 10]).expect("writes");
+        refill(directory.path(), 0);
+        assert_eq!(fs::metadata(&path).expect("is there").len(), LEAST_BYTES);
+        refill(directory.path(), 0);
+        assert_eq!(fs::metadata(&path).expect("is there").len(), LEAST_BYTES);
     }
 }

@@ -130,10 +130,13 @@ impl WriterLock {
             since: jiff::Timestamp::now(),
         };
         let text = serde_json::to_vec(&holder).expect("a holder has only plain fields");
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(&text))
-            .map_err(Error::io("write", path))?;
+        // In place of the last holder's name: on a full disk there is no block for another one.
+        let written = file.rewind().and_then(|()| file.write_all(&text));
+        if let Err(error) = written.and_then(|()| file.set_len(text.len() as u64)) {
+            // The lock is what counts. A wrong name would be worse than none.
+            tracing::debug!(%error, "nobody can see who holds the lock");
+            let _emptied = file.set_len(0);
+        }
         Ok(Self {
             repository: repository.to_owned(),
             file,
