@@ -400,6 +400,12 @@ fn a_store_that_lost_its_blob_files_is_damage_and_a_repair_puts_them_back() {
             said.tells(&[name, "missing in store/", "`vbk repair` puts it back"])
         });
     }
+    let said = lab.run(args!["verify"]).code(4);
+    assert!(!said.text().contains("all good"), "{said}");
+    let said = lab.run(args!["note", "web1@latest", "kept"]).code(0);
+    if !lab.is_through_ssh() {
+        said.says(&["files of the store are missing", "vbk repair"]);
+    }
     let found = lab.run(args!["verify", "--json"]).code(4).json();
     assert_eq!(
         found["damaged_tables"].as_array().map(Vec::len),

@@ -108,7 +108,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     for table in &tables {
         context.print(format_args!("{table}\n"));
     }
-    print(context, &report, &records, &scope, clock);
+    print(context, &report, &records, tables.is_empty(), &scope, clock);
     if !tables.is_empty() {
         context.print("`vbk repair` restores the store's own files from their second copies and the newest view\n");
     }
@@ -272,7 +272,14 @@ fn choose(catalogue: &Catalogue, what: &[String]) -> Result<Vec<Entry>> {
     Ok(chosen)
 }
 
-fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], scope: &Scope, clock: Instant) {
+fn print(
+    context: &Context<'_>,
+    report: &VerifyReport,
+    records: &[String],
+    has_all_files: bool,
+    scope: &Scope,
+    clock: Instant,
+) {
     for record in records {
         context.print(format_args!("{record}\n"));
     }
@@ -297,7 +304,12 @@ fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], scope
         units::duration(clock.elapsed())
     );
     if report.damage.is_empty() && records.is_empty() {
-        context.say(format_args!("{read}: all good"));
+        match has_all_files {
+            true => context.say(format_args!("{read}: all good")),
+            false => context.print(format_args!(
+                "{read}: the backups are good, the store's own files are not\n"
+            )),
+        }
         return;
     }
     let hurt: HashSet<_> = report.damage.iter().map(|damage| &damage.backup).collect();

@@ -140,9 +140,30 @@ impl Views {
                     .filter(|file| !there.contains_key(file))
                     .collect();
             }
-            self.link(store)
+            self.link(store)?;
+            self.warn_of_lost(store)
         })?;
         self.listing.done();
+        Ok(())
+    }
+
+    /// Warns of files that the store has lost. Readers have them in the pool, so nothing else says so.
+    fn warn_of_lost(&mut self, store: &RocksStore) -> Result<()> {
+        let mut lost = self.listing.files();
+        let stored = pool::list(&path_in(&self.repository))?;
+        lost.retain(|file| !stored.contains_key(file));
+        if lost.is_empty() {
+            return Ok(());
+        }
+        // A file that is not needed any more goes after it has left the list.
+        self.learn(store)?;
+        let still = self.listing.files();
+        match lost.intersection(&still).count() {
+            0 => {}
+            lost => tracing::warn!(
+                "{lost} files of the store are missing; `vbk verify` names them, `vbk repair` puts them back"
+            ),
+        }
         Ok(())
     }
 
