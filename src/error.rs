@@ -26,8 +26,7 @@ pub enum Error {
     Repository(#[from] vbk_repo::Error),
     /// The repository's file system is full.
     #[error(
-        "the repository's file system is full (no space left on device): {}up to {} of the disks were not read yet", kept(*.kept_bytes),
-        size(*.left_bytes)
+        "the repository's file system is full (no space left on device): {}{}", kept(*.kept_bytes), left(*.left_bytes)
     )]
     RepositoryFull {
         /// Bytes of new blocks that are kept for the next run, if that is known. The others are removed by the next writer.
@@ -263,6 +262,14 @@ pub enum Error {
 fn kept(bytes: Option<u64>) -> String {
     let kept = |bytes| format!("{} of new blocks are kept for the next run, and ", size(bytes));
     bytes.map_or_else(String::new, kept)
+}
+
+/// How much of the disks is missing.
+fn left(bytes: u64) -> String {
+    match bytes {
+        0 => "all was read, but the backup is not complete".to_owned(),
+        bytes => format!("up to {} of the disks were not read yet", size(bytes)),
+    }
 }
 
 impl Error {

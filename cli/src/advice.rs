@@ -122,6 +122,7 @@ fn tip(line: &Line<'_>, is_disk: &dyn Fn(&Path) -> bool) -> Option<String> {
         (["limit"], [limit, guest]) if is_limit(limit) && is_guest(guest) && !is_limit(guest) => {
             format!("the guest comes first: {}", line.moved(1, 0))
         }
+        (["find"], ["*", pattern]) => format!("without a guest all of them are searched: vbk find {pattern}"),
         (["find"], [pattern, guest]) if pattern.contains(['/', '*', '?']) && is_guest(guest) => {
             format!("the guest comes first: {}", line.moved(1, 0))
         }

@@ -385,6 +385,9 @@ impl Error {
             ErrorKind::Corrupt if matches!(self, Self::Inside { source, .. } if !is_of_repository(source)) => {
                 Some("the guest's own file system is damaged there; another backup may have it whole")
             }
+            ErrorKind::Corrupt if self.is_of_store_files() => {
+                Some("the store's own files are damaged: `vbk repair` puts them back as far as it finds them elsewhere")
+            }
             ErrorKind::Corrupt => Some(
                 "`vbk verify` lists the damage, and `vbk repair` mends what it can; backups that `verify` does not name are good",
             ),
@@ -396,6 +399,15 @@ impl Error {
             | ErrorKind::Unsupported
             | ErrorKind::Interrupted => None,
         }
+    }
+
+    /// Returns whether the store did not open: no command can then say which backups are good.
+    fn is_of_store_files(&self) -> bool {
+        let own = match self {
+            Self::Repository(error) | Self::Engine(vbk::Error::Repository(error)) => Some(error),
+            _ => None,
+        };
+        matches!(own, Some(vbk_repo::Error::Store { doing: "open", .. }))
     }
 
     /// Returns whether the key that was given does not open the repository.
@@ -561,6 +573,21 @@ mod tests {
         }
         let local = Error::io("write /srv/x")(Io::PermissionDenied.into());
         assert!(local.message().contains("hint"), "{}", local.message());
+    }
+
+    #[test]
+    fn damage_of_a_store_that_does_not_open_is_mended_by_repair() {
+        let error = Error::Repository(vbk_repo::Error::Store {
+            kind: ErrorKind::Corrupt,
+            doing: "open",
+            message: "x".into(),
+        });
+        assert_eq!(error.exit_code(), 4);
+        assert!(
+            error.message().contains("`vbk repair`") && !error.message().contains("`vbk verify`"),
+            "{}",
+            error.message()
+        );
     }
 
     #[test]

@@ -116,10 +116,10 @@ fn the_last_line_of_a_list_sums_it_up() {
     let text = lab.ok(args!["list"]);
     let stored = u64_of(&lab.json(args!["list", "web20"])["backups"][0], "stored_bytes");
     assert!(stored > MIB && stored < 2 * MIB, "{stored}");
-    assert_eq!(text.lines().last(), Some("5 backups of 3 guests, 5 MiB stored"));
+    assert_eq!(text.lines().last(), Some("5 backups of 3 guests, which stored 5 MiB"));
     assert!(
         lab.ok(args!["list", "web20"])
-            .ends_with("1 backup of 1 guest, 1 MiB stored\n")
+            .ends_with("1 backup of 1 guest, which stored 1 MiB\n")
     );
     let list = lab.json(args!["list"]);
     let sums = ["backups_total", "guests_total", "stored_bytes"].map(|sum| u64_of(&list, sum));

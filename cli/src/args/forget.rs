@@ -97,38 +97,46 @@ Examples:
 #[command(next_help_heading = "What to keep")]
 pub struct KeepArgs {
     /// The newest N backups
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub keep_last: u32,
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub keep_last: Option<u32>,
     /// One an hour, for the last N hours that have one
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub keep_hourly: u32,
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub keep_hourly: Option<u32>,
     /// One a day, for the last N days that have one
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub keep_daily: u32,
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub keep_daily: Option<u32>,
     /// One a week, Monday to Sunday, for the last N weeks that have one
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub keep_weekly: u32,
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub keep_weekly: Option<u32>,
     /// One a month, for the last N months that have one
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub keep_monthly: u32,
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub keep_monthly: Option<u32>,
     /// One a year, for the last N years that have one
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub keep_yearly: u32,
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub keep_yearly: Option<u32>,
     /// All that are not older than this, e.g. 14d, 2w, 6mo, 1y or 48h
     #[arg(long, value_name = "AGE")]
     pub keep_within: Option<Age>,
+}
+
+/// Parses the number of a rule.
+fn parse_count(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) => Err("a rule keeps at least 1; without the option there is no such rule. `vbk forget --guest GUEST --all` forgets a guest".into()),
+        parsed => parsed.map_err(|_| format!("write a whole number from 1 to {}", u32::MAX)),
+    }
 }
 
 impl KeepArgs {
     /// Returns the policy.
     pub fn policy(&self) -> KeepPolicy {
         KeepPolicy {
-            last: self.keep_last,
-            hourly: self.keep_hourly,
-            daily: self.keep_daily,
-            weekly: self.keep_weekly,
-            monthly: self.keep_monthly,
-            yearly: self.keep_yearly,
+            last: self.keep_last.unwrap_or(0),
+            hourly: self.keep_hourly.unwrap_or(0),
+            daily: self.keep_daily.unwrap_or(0),
+            weekly: self.keep_weekly.unwrap_or(0),
+            monthly: self.keep_monthly.unwrap_or(0),
+            yearly: self.keep_yearly.unwrap_or(0),
             within: self.keep_within,
         }
     }

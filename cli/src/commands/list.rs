@@ -142,10 +142,10 @@ fn keep_last<T>(listed: &mut Vec<T>, last: u32, guest_of: impl Fn(&T) -> &GuestN
     });
 }
 
-/// `501 backups of 5 guests, 12 GiB stored`
+/// `501 backups of 5 guests, which stored 12 GiB`
 fn sum(listed: &[Listed<'_>]) -> String {
     format!(
-        "{}, {} stored",
+        "{}, which stored {}",
         count(listed.iter().map(|(entry, _)| *entry)),
         units::size(stored_bytes(listed))
     )

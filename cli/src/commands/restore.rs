@@ -96,6 +96,12 @@ fn format_of(args: &RestoreArgs) -> Result<Format> {
 fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outcome> {
     let started = Instant::now();
     let to_stdout = target == Path::new("-");
+    if target == Path::new("/dev/stdout") {
+        return Err(Error::Usage(format!(
+            "write - for standard output: vbk restore {} -",
+            args.what
+        )));
+    }
     if to_stdout {
         check_stdout(context, args)?;
     }

@@ -131,9 +131,12 @@ fn describe(report: &Report<'_>) -> String {
             "Growth",
             match (found.backups, found.recent_days) {
                 (0, _) => "no backups yet".to_owned(),
-                (_, 1) => format!("{} in the last day", units::size(report.growth_bytes_per_day)),
+                (_, 1) => format!(
+                    "{} by the listed backups of the last day",
+                    units::size(report.growth_bytes_per_day)
+                ),
                 (_, days) => format!(
-                    "{} a day, over the last {}",
+                    "{} a day by the listed backups of the last {}",
                     units::size(report.growth_bytes_per_day),
                     units::count(days, "day")
                 ),

@@ -122,14 +122,16 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         rotation: RotationJson::of(&scope),
         duration_ms: units::milliseconds(clock.elapsed()),
     })?;
+    let mut is_recorded = true;
     match recorded {
         Ok(()) => {}
-        // A verification neither waits for another writer nor needs free space or the right to write.
-        Err(error)
-            if report.damage.is_empty()
-                && matches!(error.kind(), ErrorKind::Locked | ErrorKind::NoSpace | ErrorKind::Denied) =>
-        {
+        // A verification neither waits for another writer nor needs the right to write.
+        Err(error) if report.damage.is_empty() && matches!(error.kind(), ErrorKind::Locked | ErrorKind::Denied) => {
             context.say(format_args!("the result was not recorded: {error}"));
+        }
+        Err(error) if report.damage.is_empty() && error.kind() == ErrorKind::NoSpace => {
+            is_recorded = false;
+            tracing::warn!("the result was not recorded: {error}");
         }
         Err(error) => tracing::warn!("the damage was not recorded, so `vbk list` will not show it: {error}"),
     }
@@ -137,7 +139,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let is_written = metrics::record(context, args.metrics.as_deref(), &repository, |run| {
         run.verified(started, damage);
     });
-    Ok(match (damage, is_written) {
+    Ok(match (damage, is_written && is_recorded) {
         (0, true) => Outcome::Done,
         (0, false) => Outcome::Warnings,
         _ => Outcome::Damage,
