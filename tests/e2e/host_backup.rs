@@ -212,7 +212,9 @@ fn a_failed_guest_is_reported_everywhere_and_stops_no_other() {
         assert!(line(guest).starts_with(&format!("{guest} FAILED - - - ")), "{table}");
         assert!(line(guest).contains(why), "{table}");
     }
-    assert_eq!(table.lines().count(), 6, "{table}");
+    assert_eq!(table.lines().count(), 7, "{table}");
+    let last = table.lines().last().unwrap_or_default();
+    assert!(last.starts_with("3 guests backed up, 2 failed; "), "{table}");
     assert!(!table.contains("test-1"), "{table}");
     let said = said.says(&["gone: can't open /dev/vg0/gone", "stuck: no backup of stuck was made"]);
     assert!(
@@ -302,7 +304,7 @@ fn the_exit_code_shows_a_run_where_all_failed_or_none_was_found() {
         node.display()
     ));
     let said = host.run(args!["backup", "--all"]).done();
-    assert_eq!(said.text().lines().count(), 2, "{said}");
+    assert_eq!(said.text().lines().count(), 3, "{said}");
     assert_eq!(metric(&host, "vbk_run_success"), Some(1.0));
     // A guest of libvirt's was good once.
     let before = host.read("vbk.prom");

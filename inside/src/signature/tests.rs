@@ -121,7 +121,7 @@ fn a_table_and_its_partitions_are_named() {
     // Afterwards, because mkfs.ext4 clears the first sectors of the file.
     run(
         "sgdisk",
-        &["-q", "-U", disk, "-n", "1:2048:+16M", "-n", "5:0:+16M"],
+        &["-o", "-U", disk, "-n", "1:2048:+16M", "-n", "5:0:+16M"],
         &file,
     );
     let all = found(&File::open(file.path()).expect("opens"));
@@ -162,7 +162,8 @@ fn what_can_not_be_read_does_not_hide_the_rest() {
     let mut mbr = vec![0; 1 << 20];
     mbr[440] = 7;
     mbr[446 + 4] = 0x83;
-    mbr[446 + 8] = 8;
+    // Sector 1024.
+    mbr[446 + 9] = 4;
     mbr[446 + 12] = 8;
     mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
     for (readable_bytes, count) in [(4096, 1), (0, 0)] {
