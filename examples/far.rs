@@ -139,6 +139,7 @@ impl Bench {
             format: Default::default(),
             changes: None,
             force: false,
+            overwrite: false,
             fill: Default::default(),
             damaged: Default::default(),
             threads: self.threads,

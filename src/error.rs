@@ -125,7 +125,7 @@ pub enum Error {
         what: String,
     },
     /// A device holds another disk.
-    #[error("{path} holds {what}; nothing was written. --force overwrites it")]
+    #[error("{path} holds {what}; nothing was written. --overwrite overwrites it")]
     TargetHolds {
         /// The target.
         path: PathBuf,

@@ -45,6 +45,8 @@ pub struct RestoreOptions {
     pub changes: Option<DiskChanges>,
     /// Replace an existing file, write to a device that a program has open for writing, and overwrite another disk.
     pub force: bool,
+    /// Overwrite a device that holds another disk, if nobody uses it.
+    pub overwrite: bool,
     /// Extent of the writing to a device.
     pub fill: Fill,
     /// Treatment of ranges that are damaged in the repository.
@@ -148,7 +150,7 @@ impl Restore {
                 Target::create(path, Qcow2::NAME, need_bytes, options.force)?
             }
         };
-        if options.fill == Fill::Image && !options.force {
+        if options.fill == Fill::Image && !options.force && !options.overwrite {
             check_content(&target, image)?;
         }
         Ok(Self {

@@ -133,8 +133,14 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
             | Command::Token(_)
             | Command::Policy(_)
     );
-    if !is_without_store {
-        limits::check()?;
+    match limits::check() {
+        Err(error) if !is_without_store => {
+            return match command {
+                Command::Status(args) if args.check => Ok(commands::status::unknown(context, &error)),
+                _ => Err(error),
+            };
+        }
+        _ => {}
     }
     match command {
         Command::Init(args) => commands::init::run(context, args),

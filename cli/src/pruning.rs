@@ -218,7 +218,7 @@ fn report(context: &Context<'_>, task: &Task<'_>, pruned: &Pruned, clock: Instan
             units::size(left)
         ));
     } else {
-        let gained = match (freed, swept.removed_blocks) {
+        let gained = match (freed, swept.removed_blocks + swept.removed_nodes) {
             (0, _) => "nothing freed".to_owned(),
             (freed, 0) => format!(
                 "{} freed, which an interrupted prune or an ended reader had left",

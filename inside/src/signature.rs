@@ -136,18 +136,21 @@ fn of_table(disk: &dyn Device, table: &PartitionTable) -> io::Result<Option<Sign
         }
         TableKind::Gpt => ("GPT", disk_guid(disk)?),
     };
-    Ok(Some(Signature {
+    // A table without an identity tells nothing.
+    Ok(id.map(|id| Signature {
         partition: None,
         what: what.to_owned(),
-        id,
+        id: Some(id),
         label: None,
     }))
 }
 
-/// Reads the GUID of the disk from the primary header (UEFI 2.10 section 5.3.2), in sectors of 512 or 4096 bytes.
+/// Reads the GUID of the disk from the primary header, or from the backup in the last sector (UEFI 2.10 section 5.3.2), in sectors
+/// of 512 or 4096 bytes.
 fn disk_guid(disk: &dyn Device) -> io::Result<Option<String>> {
-    for sector_bytes in [512, 4096] {
-        let header = read_array::<72>(disk, sector_bytes)?;
+    let last = |sector_bytes| disk.size_bytes().saturating_sub(sector_bytes);
+    for at in [512, 4096, last(512), last(4096)] {
+        let header = read_array::<72>(disk, at)?;
         if let Some(header) = header.filter(|header| header.starts_with(b"EFI PART")) {
             return Ok(Some(guid(&std::array::from_fn(|at| header[56 + at]))));
         }

@@ -32,6 +32,8 @@ pub struct DifferentialOptions {
     pub label: String,
     /// Change an existing file, write to a device that a program has open for writing, and overwrite another disk.
     pub force: bool,
+    /// Overwrite a device that holds another disk, if nobody uses it.
+    pub overwrite: bool,
     /// Treatment of ranges that are damaged in the repository.
     pub damaged: Damaged,
     /// Number of threads that may compute at once.
@@ -76,7 +78,7 @@ pub fn restore(
     observer: &dyn Observer,
 ) -> Result<Updated> {
     let target = Target::open_existing(path, image.size_bytes(), options.force)?;
-    if !options.force {
+    if !options.force && !options.overwrite {
         check_content(&target, image)?;
     }
     let disk = target.reader()?;

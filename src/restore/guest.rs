@@ -179,6 +179,7 @@ impl RestorePlan<'_> {
             format: Format::Raw,
             changes: None,
             force: false,
+            overwrite: false,
             fill: Fill::Device,
             damaged,
             threads,

@@ -21,7 +21,7 @@ const SHOWN: usize = 4;
 pub(super) struct Holds {
     /// Identities on the target, for people.
     pub(super) found: Vec<String>,
-    /// Error of a restore without `force`.
+    /// Error of a restore without `force` and `overwrite`.
     pub(super) refusal: Option<Error>,
 }
 

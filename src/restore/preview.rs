@@ -54,7 +54,7 @@ pub fn preview(
         free_bytes: looks.free_bytes,
         user: looks.user,
         holds: holds.found,
-        refusal: refusal.or(holds.refusal.filter(|_| !options.force)),
+        refusal: refusal.or(holds.refusal.filter(|_| !options.force && !options.overwrite)),
     })
 }
 

@@ -187,7 +187,7 @@ fn a_device_with_another_guests_disk_is_refused_and_named() {
         words.extend(more);
         lab.run(words)
             .code(1)
-            .says(&[&holds, "nothing was written", "--force overwrites it"]);
+            .says(&[&holds, "nothing was written", "--overwrite overwrites it"]);
     }
     let dry = lab
         .run(args!["--json", "restore", "web1@latest", device.node, "-n"])
@@ -202,7 +202,7 @@ fn a_device_with_another_guests_disk_is_refused_and_named() {
         "{dry}"
     );
     assert!(fs::read(&device.node).expect("reads") == before);
-    lab.ok(args!["restore", "web1@latest", device.node, "--force"]);
+    lab.ok(args!["restore", "web1@latest", device.node, "--overwrite"]);
     // In place it needs no option, also after a change.
     device.detach();
     other.change(&lab, 0, |root| fs::write(root.join("file"), "new").expect("writes"));

@@ -113,10 +113,13 @@ pub struct BootArgs {
     #[arg(long, value_name = "[DISK=]TARGET")]
     pub restore: Vec<String>,
 
-    /// With --restore: replace an existing file, write to a device that a program has open for writing, or overwrite one that
-    /// holds another disk
+    /// With --restore: replace an existing file, or write to a device that a program has open for writing
     #[arg(long, short, requires = "restore")]
     pub force: bool,
+
+    /// With --restore: overwrite a device that holds another disk, if nobody uses it
+    #[arg(long, requires = "restore")]
+    pub overwrite: bool,
 
     /// Time that the guest has to power off after Ctrl-C, e.g. 90s or 2min; then it is killed. A plain number is seconds
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_seconds)]

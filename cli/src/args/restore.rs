@@ -39,10 +39,14 @@ pub struct RestoreArgs {
     #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
     pub target: Option<PathBuf>,
 
-    /// Replace an existing file, write to a device that a program has open for writing, e.g. a running guest, or overwrite
-    /// a device that holds another disk: partition table, file system, LVM or LUKS with an identity that the backup has not
+    /// Replace an existing file, or write to a device that a program has open for writing, e.g. a running guest
     #[arg(long, short)]
     pub force: bool,
+
+    /// Overwrite a device that holds another disk: a partition table, file system, LVM or LUKS with an identity that the
+    /// backup has not. One that is in use is refused all the same; --force overwrites that too
+    #[arg(long, conflicts_with = "create_in")]
+    pub overwrite: bool,
 
     /// Read the target, and write only the blocks that differ from the disk; of the repository only those are read. For a
     /// device or, with --force, an existing file, which is changed in place and gets the disk's size. If the restore is

@@ -197,7 +197,7 @@ impl BehindRestore {
         entry: &Entry,
         disks: Vec<DiskTarget>,
         file: KeptFile,
-        force: bool,
+        (force, overwrite): (bool, bool),
     ) -> Result<Self> {
         let resources = ReadResources::new(1);
         let claim = |disk: &DiskTarget| {
@@ -206,6 +206,7 @@ impl BehindRestore {
                 format: Format::Raw,
                 changes: None,
                 force,
+                overwrite,
                 fill: Fill::Image,
                 damaged: Damaged::Refuse,
                 threads: threads(),

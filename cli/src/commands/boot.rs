@@ -71,7 +71,7 @@ pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
                 entry,
                 disks,
                 file,
-                args.force,
+                (args.force, args.overwrite),
             )?)
         }
     };

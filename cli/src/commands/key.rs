@@ -28,7 +28,10 @@ pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {
             context.say(format_args!(
                 "key {name} is removed; anyone who has it and a copy of its slot can still read"
             ));
-            if let [Ok(last)] = &repository.key_slots()?[..] {
+            // It is removed, whatever becomes of this question.
+            if let Ok(slots) = repository.key_slots()
+                && let [Ok(last)] = &slots[..]
+            {
                 context.say(format_args!(
                     "one key is left, {} ({}): without it nothing can be read. `vbk key add --recovery` adds another",
                     last.name, last.kind

@@ -70,7 +70,7 @@ fn list(context: &Context<'_>) -> Result<Outcome> {
         for (guest, limit) in guests {
             text.push_str(&format!("; of {guest} {limit}"));
         }
-        context.say(text);
+        context.print(format_args!("{text}\n"));
         // Of the disks' speeds this command knows nothing.
         let json = |limit: &ReadLimit| LimitJson::new(*limit, None);
         listed.push(Listed {

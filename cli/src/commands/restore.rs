@@ -99,7 +99,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     if target == Path::new("/dev/stdout") {
         return Err(Error::Usage(format!(
             "write - for standard output: vbk restore {} -",
-            args.what
+            args.backup
         )));
     }
     if to_stdout {
@@ -147,6 +147,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         format,
         changes,
         force: args.force,
+        overwrite: args.overwrite,
         fill: Fill::Image,
         damaged,
         threads: threads(),

@@ -17,7 +17,7 @@ use vbk_repo::repository::{Repository, Unfinished};
 use self::check::Check;
 use crate::args::StatusArgs;
 use crate::context::Context;
-use crate::exit::{Outcome, Result};
+use crate::exit::{Error, Outcome, Result};
 use crate::facts::Facts;
 use crate::metrics;
 use crate::terminal::table::{Align, Table};
@@ -56,6 +56,9 @@ struct Morning {
     /// Missing if no key opens the repository without a question, or it can't be read.
     #[serde(flatten)]
     facts: Option<Facts>,
+    /// Why they are missing, if not for a key.
+    #[serde(skip)]
+    unread: Option<Error>,
     /// Stored since the newest view; missing if that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     unfinished: Option<Unfinished>,
@@ -69,13 +72,20 @@ struct Morning {
 impl Morning {
     /// Reads what can be read without a question. `served` has what only the server of a repository on another host knows.
     fn of(repository: &Repository, opened: Option<&Repository>, served: Option<&ServedStatus>) -> Self {
-        let view = opened.and_then(|repository| match repository.view() {
-            Ok(view) => Some(view),
-            Err(error) => {
-                tracing::debug!("the backups can't be read: {error}");
-                None
+        let (mut view, mut facts, mut unread) = (None, None, None);
+        if let Some(opened) = opened {
+            match opened
+                .view()
+                .map_err(Error::from)
+                .and_then(|view| Ok((Facts::of(&view)?, view)))
+            {
+                Ok(read) => (facts, view) = (Some(read.0), Some(read.1)),
+                Err(error) => {
+                    tracing::debug!("the backups can't be read: {}", error.text());
+                    unread = Some(error);
+                }
             }
-        });
+        }
         let (unfinished, last_prune) = match served {
             Some(served) => (served.unfinished, served.last_prune),
             None => (
@@ -90,7 +100,8 @@ impl Morning {
         Self {
             format: repository.format(),
             needs_key: opened.is_none(),
-            facts: view.as_ref().and_then(|view| Facts::of(view).ok()),
+            facts,
+            unread,
             unfinished,
             last_prune: last_prune.and_then(|prune| prune.at),
             hides_prune: last_prune.is_none(),
@@ -131,9 +142,14 @@ impl<'a> Report<'a> {
 /// Prints the state of the repository, the processes that read and write it, and its clients.
 pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
     match report(context, args) {
-        Err(error) if args.check => Ok(check::failed(context, &error)),
+        Err(error) if args.check => Ok(unknown(context, &error)),
         result => result,
     }
+}
+
+/// Tells a monitoring program of an error.
+pub fn unknown(context: &Context<'_>, error: &Error) -> Outcome {
+    check::failed(context, error)
 }
 
 fn report(context: &Context<'_>, args: &StatusArgs) -> Result<Outcome> {
@@ -170,7 +186,13 @@ fn show(context: &Context<'_>, args: &StatusArgs, mut report: Report<'_>) -> Res
         context.json_result(&report)?;
         return Ok(Outcome::Done);
     }
-    let check = Check::of(report.morning.facts.as_ref(), args, now);
+    let mut check = Check::of(report.morning.facts.as_ref(), args, now);
+    if let Some(error) = &report.morning.unread {
+        check = Check::unread(error);
+    }
+    if context.has_doubts() {
+        check.doubt();
+    }
     let outcome = check.outcome();
     context.print(format_args!("{check}\n"));
     report.check = Some(check);

@@ -206,17 +206,17 @@ impl Reader<'_> {
                     }
                 }
             }
+            if let Some(known) = config.guests.get(&guest) {
+                let what = format!("guest {guest} also has a section in {}", known.file.display());
+                self.wrong(name.span(), what);
+                continue;
+            }
             if let Some(domain) = &section.domain
                 && let Some((other, _)) =
                     (config.guests.iter()).find(|(_, known)| known.settings.domain.as_ref() == Some(domain))
             {
                 let what = format!("domain {domain:?} belongs to both {other} and {guest}");
                 self.wrong(name.span(), what);
-            }
-            if let Some(known) = config.guests.get(&guest) {
-                let what = format!("guest {guest} also has a section in {}", known.file.display());
-                self.wrong(name.span(), what);
-                continue;
             }
             let file = self.path.to_owned();
             config.guests.insert(

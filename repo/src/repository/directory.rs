@@ -270,6 +270,11 @@ impl Directory {
             Err(error) if error.kind() == ErrorKind::NoSpace && ballast::release(&self.path)? => {
                 self.opened(command, wait)
             }
+            // What is left was enough to open it, and is not for what comes.
+            Ok(opened) if opened.is_full()? => {
+                ballast::release(&self.path)?;
+                Ok(opened)
+            }
             opened => opened,
         }
     }

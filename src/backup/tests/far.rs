@@ -136,6 +136,7 @@ fn blocks_are_read_back_many_at_once() {
             format: Default::default(),
             changes: None,
             force: false,
+            overwrite: false,
             fill: Default::default(),
             damaged: Default::default(),
             threads: 2,

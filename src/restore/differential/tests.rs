@@ -12,6 +12,7 @@ fn options(force: bool, damaged: Damaged) -> DifferentialOptions {
     DifferentialOptions {
         label: "web1".into(),
         force,
+        overwrite: false,
         damaged,
         threads: 2,
     }

@@ -41,6 +41,7 @@ fn options(force: bool, fill: Fill) -> RestoreOptions {
         format: Format::Raw,
         changes: None,
         force,
+        overwrite: false,
         fill,
         damaged: Damaged::Refuse,
         threads: 2,
@@ -55,6 +56,7 @@ fn run(backup: &[u8], device: &Loop, options: &RestoreOptions, differential: boo
         let options = DifferentialOptions {
             label: "web1".into(),
             force: options.force,
+            overwrite: false,
             damaged: Damaged::Refuse,
             threads: 2,
         };
@@ -73,7 +75,7 @@ fn a_device_with_another_disk_is_refused_and_unchanged_unless_forced() {
             let text = refused.expect_err("holds another disk").to_string();
             let node = device.path.display();
             let expected =
-                format!("{node} holds another disk: MBR 00000002; nothing was written. --force overwrites it");
+                format!("{node} holds another disk: MBR 00000002; nothing was written. --overwrite overwrites it");
             assert_eq!(text, expected);
             assert!(fs::read(&device.path).expect("reads") == before);
             run(&disk(own), &device, &options(true, Fill::Image), differential).expect("restores");

@@ -53,6 +53,7 @@ pub(super) fn run(
     let options = DifferentialOptions {
         label: label.clone(),
         force: args.force,
+        overwrite: args.overwrite,
         damaged: damage_mode(args),
         threads: threads(),
     };
@@ -135,6 +136,7 @@ fn as_restore(options: &DifferentialOptions) -> RestoreOptions {
         format: Format::Raw,
         changes: None,
         force: options.force,
+        overwrite: options.overwrite,
         fill: Fill::Image,
         damaged: options.damaged,
         threads: options.threads,

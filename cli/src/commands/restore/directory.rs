@@ -148,6 +148,7 @@ fn options(args: &RestoreArgs, disk: &Disk<'_>, format: Format) -> RestoreOption
         format,
         changes: None,
         force: args.force,
+        overwrite: args.overwrite,
         fill: Fill::Image,
         damaged: damage_mode(args),
         threads: threads(),

@@ -13,8 +13,10 @@ use crate::exit::{Error, Outcome};
 use crate::facts::Facts;
 use crate::terminal::{printable, units};
 
-/// Number of late guests that the line names.
+/// Number of guests that the line names.
 const SHOWN: usize = 5;
+/// How far the clocks of two hosts may differ, in seconds.
+const SLACK_SECS: i64 = 3600;
 
 /// Result of a check.
 #[derive(Debug, PartialEq, Serialize)]
@@ -76,6 +78,13 @@ impl Check {
                 units::duration(args.max_age)
             ));
         }
+        // It would hide for years that no further backup is made.
+        if let Some((guest, at)) = facts.last_success.iter().find(|(_, at)| age(at) < -SLACK_SECS) {
+            state = state.max(State::Warning);
+            problems.push(format!(
+                "{guest} has a backup of {at}, which is in the future: a clock is or was wrong"
+            ));
+        }
         let good = || {
             format!(
                 "{} of {}",
@@ -91,6 +100,28 @@ impl Check {
                 false => problems.join("; "),
             },
         }
+    }
+
+    /// The backups can't be read, which is critical if it is for damage.
+    pub(super) fn unread(error: &Error) -> Self {
+        Self {
+            state: if error.exit_code() == 4 {
+                State::Critical
+            } else {
+                State::Unknown
+            },
+            late: Vec::new(),
+            text: error.text().replace('\n', " "),
+        }
+    }
+
+    /// The repository is not the one that this host knows, which is critical, whatever its backups are like.
+    pub(super) fn doubt(&mut self) {
+        self.state = State::Critical;
+        self.text = format!(
+            "this is not the repository that this host knows, see `vbk trust`; {}",
+            self.text
+        );
     }
 
     /// Returns the outcome of the command.
@@ -113,11 +144,7 @@ impl fmt::Display for Check {
 
 /// Prints the error of a repository that can't be checked.
 pub(super) fn failed(context: &Context<'_>, error: &Error) -> Outcome {
-    let check = Check {
-        state: State::Unknown,
-        late: Vec::new(),
-        text: error.text().replace('\n', " "),
-    };
+    let check = Check::unread(error);
     match context.json() {
         true => crate::terminal::log::complain_json(&error.json()),
         false => context.print(format_args!("{check}\n")),
@@ -192,6 +219,42 @@ mod tests {
         ] {
             assert_eq!(said(facts.as_ref(), except), (text.to_owned(), code));
         }
+    }
+
+    #[test]
+    fn a_backup_of_the_future_is_a_warning() {
+        let (text, code) = said(Some(&facts(&[("web1", "2036-01-01T00:00:00Z")], 0)), &[]);
+        assert!(
+            code == 1 && text.contains("web1 has a backup of 2036-01-01T00:00:00Z"),
+            "{text}"
+        );
+        assert_eq!(said(Some(&facts(&[("web1", "2026-11-21T06:30:00Z")], 0)), &[]).1, 0);
+    }
+
+    #[test]
+    fn doubt_and_damage_are_critical() {
+        let damaged = Check::unread(&Error::Repository(vbk_repo::Error::Store {
+            kind: vbk_repo::ErrorKind::Corrupt,
+            doing: "open",
+            message: "x".into(),
+        }));
+        assert!(damaged.to_string().starts_with("VBK CRITICAL"), "{damaged}");
+        let busy = Check::unread(&Error::Busy("x".into()));
+        assert!(busy.to_string().starts_with("VBK UNKNOWN"), "{busy}");
+        let args = StatusArgs {
+            metrics: None,
+            check: true,
+            max_age: std::time::Duration::from_secs(1),
+            except: Vec::new(),
+        };
+        let mut doubted = Check::of(Some(&facts(&[("web1", NOW)], 0)), &args, at(NOW));
+        doubted.doubt();
+        assert!(
+            doubted
+                .to_string()
+                .starts_with("VBK CRITICAL - this is not the repository"),
+            "{doubted}"
+        );
     }
 
     #[test]

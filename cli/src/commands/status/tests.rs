@@ -117,6 +117,7 @@ fn monday() -> Morning {
             damaged_backups: 1,
             ..Facts::default()
         }),
+        unread: None,
         unfinished: Some(Unfinished {
             blocks: 2,
             stored_bytes: 1 << 20,

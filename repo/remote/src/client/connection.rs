@@ -78,7 +78,10 @@ where
             end = connection(&shared, &connect, &is_locked, is_back) => end,
             end = stopped(&shared, &again, until, &waits) => end,
         };
-        waits.store(false, Ordering::Relaxed);
+        // Somebody was there, so the time counts from now.
+        if waits.swap(false, Ordering::Relaxed) {
+            outage = None;
+        }
         let reason = match end {
             End::Closed => return,
             End::Over(fault) => return shared.end(fault),

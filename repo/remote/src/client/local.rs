@@ -3,7 +3,7 @@
 //! # When that process is gone
 //!
 //! It may be killed, or told to end, while this one has a session. Then this one waits a moment for the next process, which systemd
-//! may start, and opens the directory itself, as it would have done without the first. Nothing else changes for the session: this
+//! may start, and opens the directory itself, as it would have done without the first, if the directory is this user's. Nothing else changes for the session: this
 //! process serves itself, and the connection to that server is made again like any other (`lib.rs`, "Lost connections").
 //!
 //! 1. The lock of the directory decides who writes, and never the socket: a process that is gone from the socket and still closes its
@@ -13,6 +13,7 @@
 //! 4. A process that listens from then on waits for the lock in turn.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,6 +107,17 @@ fn words(moment: Moment<'_>, name: &str, limit: &str) -> String {
     }
 }
 
+/// The same for the directory of another user, which this process does not open itself.
+fn words_of_another(moment: Moment<'_>, name: &str, limit: &str) -> String {
+    match moment {
+        Moment::Lost(reason) => format!(
+            "the connection to the process that has {name} open is lost: {reason}; trying again for {limit}, until the owner of \
+             the directory has it open again"
+        ),
+        moment => words(moment, name, limit),
+    }
+}
+
 /// The way to the process that has a directory open; to this process itself, when nobody listens any more.
 struct Way {
     directory: Arc<Directory>,
@@ -130,7 +142,13 @@ impl Way {
                     return Err(error);
                 }
                 (Err(error), None) if !is_gone(&error) => return Err(error),
-                (Err(_), None) if gone.elapsed() >= GONE_FOR => return self.serve_itself(),
+                (Err(error), None) if gone.elapsed() >= GONE_FOR => {
+                    return if is_own(&self.directory) {
+                        self.serve_itself()
+                    } else {
+                        Err(error)
+                    };
+                }
                 (Err(_), None) => std::thread::sleep(ENDED_WITHIN),
             }
         }
@@ -149,6 +167,12 @@ impl Way {
         });
         Ok(here)
     }
+}
+
+/// Tells whether the directory is this user's. In that of another user, root would make files that its owner could not use.
+fn is_own(directory: &Directory) -> bool {
+    let owner = std::fs::metadata(directory.name()).map(|found| found.uid());
+    owner.is_ok_and(|owner| owner == nix::unistd::geteuid().as_raw())
 }
 
 /// Tells whether nobody listens on a socket.
@@ -196,6 +220,11 @@ impl Owner {
             socket: self.socket(),
             start: self.start.clone(),
             first: Mutex::new(Some(stream)),
+        };
+        let words = if is_own(&self.directory) {
+            words
+        } else {
+            words_of_another
         };
         let again = self.again.clone().with_words(RESTARTED_WITHIN, words);
         let home = RemoteHome::connect(self.directory.name().to_owned(), again, move || {

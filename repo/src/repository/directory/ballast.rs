@@ -43,8 +43,8 @@ pub(super) fn require(repository: &Path, list_bytes: u64) -> Result<()> {
     let kept_bytes = needed(list_bytes);
     let there = fs::metadata(path_in(repository)).map_or(0, |found| found.len());
     let free_bytes = file_system(repository)?.free_bytes;
-    // One that is a little short does. With more free, it is not room that is missing, e.g. the directory belongs to another user.
-    match there < kept_bytes / 2 && free_bytes < kept_bytes {
+    // With more free, it is not room that is missing, e.g. the directory belongs to another user.
+    match there + free_bytes < kept_bytes {
         true => Err(Error::Full {
             path: repository.to_owned(),
             free_bytes,
@@ -85,7 +85,7 @@ fn make(repository: &Path, list_bytes: u64, free_times: u64) {
         return;
     }
     let free = file_system(repository).map_or(0, |found| found.free_bytes);
-    if there < needed && free < needed * free_times {
+    if there < needed && free < (needed - there) * free_times {
         return;
     }
     if let Err(error) = resize(&path, there, needed) {

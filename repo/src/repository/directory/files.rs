@@ -43,7 +43,7 @@ pub(crate) fn content(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Returns whether a file is gone or unreadable on the disk. Any other failure says nothing about the file.
 pub(crate) fn is_lost(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::EIO)
+    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(nix::libc::EIO | nix::libc::EUCLEAN))
 }
 
 /// Returns the hash of a file's bytes as used in names; `None` if the file is gone or the disk can't read it any more.

@@ -96,13 +96,15 @@ impl SharedDirectory {
         }
         state.unused_since = None;
         if let Some(opened) = &state.opened {
-            if to_manage && opened.is_full()? {
-                ballast::release(&self.directory.path)?;
+            let opened = Arc::clone(opened);
+            // A publication may take long, and has what the next line waits for.
+            drop(state);
+            match to_manage {
+                true if opened.is_full()? => drop(ballast::release(&self.directory.path)?),
+                true => {}
+                false => opened.keep_room()?,
             }
-            if !to_manage {
-                opened.keep_room()?;
-            }
-            return Arc::clone(opened).session();
+            return opened.session();
         }
         let opened = match to_manage {
             true => self.directory.opened_to_manage("serve", wait)?,

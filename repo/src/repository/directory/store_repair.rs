@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use self::aside::{ASIDE, OLD_STORE, UNTIL_REMOVED, free_name, names_in, put_aside};
+use self::aside::{OLD_STORE, UNTIL_REMOVED, free_name, names_in, put_aside};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::directory::files;
 use crate::repository::directory::hashes::Hashes;
@@ -274,10 +274,11 @@ fn put_back(repository: &Path, view: &View, mended: &mut Mended) -> Result<()> {
             Fault::Length { is, should } => format!("{name} in the store had {is} bytes instead of {should}"),
             Fault::Differs => {
                 // It can't be told here which of them is the right one.
-                let aside = free_name(&store.join(format!("{}.{ASIDE}", file.name())))?;
-                fs::hard_link(&to, &aside).map_err(Error::io("link", &aside))?;
-                let aside = aside.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                format!("{name} was another one in the store, which is kept in store/{aside}; {UNTIL_REMOVED}")
+                mended.left.push(format!(
+                    "{name} in store/ is not the file that the newest view has, and both stay: the next backup shows the store's to \
+                     readers, and then `vbk verify` tells whether it is whole"
+                ));
+                continue;
             }
         };
         let draft = to.with_extension("mended");

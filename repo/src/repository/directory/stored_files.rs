@@ -5,16 +5,15 @@
 //! in both places is not reported: the blocks in it can't be read, which a verification reports, and a repair leaves an empty
 //! file in the place of a lost one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::files::hash_of;
+use super::files::{hash_of, is_lost};
 use super::views::{View, pool};
 use crate::error::{Error, Result};
-use crate::store::rocks::manifest::{Manifest, StoreFile};
+use crate::store::rocks::manifest::{StoreFile, needed};
 use crate::store::rocks::path_in;
 
 /// Difference of a file from what it should be.
@@ -55,7 +54,9 @@ impl Faulty {
         let what = match self.fault {
             Fault::Missing => format!("{name} is missing in {place}"),
             Fault::Length { is, should } => format!("{name} in {place} has {is} bytes instead of {should}"),
-            Fault::Differs => format!("{name} in {place} is not the file that {other} has"),
+            Fault::Differs => {
+                return format!("{name} in {place} is not the file that {other} has: one of them is damaged");
+            }
         };
         match self.is_elsewhere {
             true => format!("{what}; {other} has it, and `vbk repair` puts it back"),
@@ -79,7 +80,7 @@ type Found = (u64, u64, u64);
 /// A process may write to the store meanwhile.
 pub(super) fn faulty(repository: &Path, view: &View) -> Result<Vec<Faulty>> {
     let (store, files) = (path_in(repository), view.files());
-    let stored = lengths(&store);
+    let stored = needed(&store);
     let shown = match view {
         View::File(..) => view.lengths().unwrap_or_default(),
         // An older vbk made it, and it has no list of its own.
@@ -137,26 +138,17 @@ pub(super) fn faulty(repository: &Path, view: &View) -> Result<Vec<Faulty>> {
     }
     if faulty.iter().any(|faulty| faulty.is_in_store) {
         // A file that the store does not need any more goes after it has left the list.
-        let still = lengths(&store);
+        let still = needed(&store);
         faulty.retain(|faulty| !faulty.is_in_store || still.contains_key(&faulty.file));
     }
     Ok(faulty)
-}
-
-/// Returns the files that a store should have; none if its list can't be read, which the next writer reports.
-fn lengths(store: &Path) -> BTreeMap<StoreFile, u64> {
-    // A writer that opens the store begins a new list.
-    let list = Manifest::open(store).or_else(|_| Manifest::open(store));
-    list.inspect_err(|error| tracing::debug!(?error, "the store's list of files can't be read"))
-        .map(|list| list.lengths())
-        .unwrap_or_default()
 }
 
 fn found(directory: &Path, file: StoreFile) -> Result<Option<Found>> {
     let path = directory.join(file.name());
     match fs::metadata(&path) {
         Ok(found) => Ok(Some((found.dev(), found.ino(), found.len()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is_lost(&error) => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),
     }
 }

@@ -160,6 +160,15 @@ pub(crate) struct Manifest {
     ends_whole: bool,
 }
 
+/// Returns the files that a store should have; none if its list can't be read, which the next writer reports.
+pub(crate) fn needed(store: &Path) -> BTreeMap<StoreFile, u64> {
+    // A writer that opens the store begins a new list.
+    let list = Manifest::open(store).or_else(|_| Manifest::open(store));
+    list.inspect_err(|error| tracing::debug!(?error, "the store's list of files can't be read"))
+        .map(|list| list.lengths())
+        .unwrap_or_default()
+}
+
 impl Manifest {
     /// Reads the list that a store uses.
     pub(crate) fn open(directory: &Path) -> Read<Self> {

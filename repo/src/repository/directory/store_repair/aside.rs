@@ -16,7 +16,7 @@ use crate::store::rocks::path_in;
 pub(super) const OLD_STORE: &str = "store.damaged";
 
 /// Suffix of views that are set aside.
-pub(super) const ASIDE: &str = "damaged";
+const ASIDE: &str = "damaged";
 
 pub(super) const UNTIL_REMOVED: &str =
     "remove it once everything is repaired; until then its space can't be freed, not even by a prune";

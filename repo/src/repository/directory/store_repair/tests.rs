@@ -184,6 +184,9 @@ fn what_can_be_made_again_is_missed_by_nobody() {
     ] {
         for repairs in [false, true] {
             let copy = fixture.copy();
+            fs::create_dir_all(copy.join("waiting")).expect("makes");
+            fs::write(copy.join("pruned"), "2026-11-20T00:00:00Z").expect("writes");
+            assert!(copy.join(gone).exists(), "{gone}");
             remove_tree(&copy.join(gone)).expect("removes");
             let repository = Repository::open(&copy).expect("opens");
             if repairs {

@@ -17,7 +17,7 @@ use crate::files::remove_if_there;
 use crate::repository::directory::files::{self, digits_of, is_there};
 use crate::repository::directory::marker;
 use crate::repository::directory::second_copies::SecondCopies;
-use crate::store::rocks::manifest::{Changes, StoreFile, Unread};
+use crate::store::rocks::manifest::{Changes, StoreFile, Unread, needed};
 use crate::store::rocks::{RocksStore, path_in, remove_checkpoint};
 use crate::store::{StoreManager, StoreReader};
 
@@ -140,25 +140,24 @@ impl Views {
                     .filter(|file| !there.contains_key(file))
                     .collect();
             }
-            self.link(store)?;
-            self.warn_of_lost(store)
+            self.link(store)
         })?;
         self.listing.done();
-        Ok(())
+        self.warn_of_lost()
     }
 
     /// Warns of files that the store has lost. Readers have them in the pool, so nothing else says so.
-    fn warn_of_lost(&mut self, store: &RocksStore) -> Result<()> {
+    fn warn_of_lost(&self) -> Result<()> {
+        let store = path_in(&self.repository);
         let mut lost = self.listing.files();
-        let stored = pool::list(&path_in(&self.repository))?;
+        let stored = pool::list(&store)?;
         lost.retain(|file| !stored.contains_key(file));
         if lost.is_empty() {
             return Ok(());
         }
         // A file that is not needed any more goes after it has left the list.
-        self.learn(store)?;
-        let still = self.listing.files();
-        match lost.intersection(&still).count() {
+        let still = needed(&store);
+        match lost.iter().filter(|file| still.contains_key(file)).count() {
             0 => {}
             lost => tracing::warn!(
                 "{lost} files of the store are missing; `vbk verify` names them, `vbk repair` puts them back"
@@ -175,7 +174,8 @@ impl Views {
             let path = path_in(&self.repository).join(file.name());
             let should = should.get(file).copied();
             let is_whole_here = should.is_some() && length(&self.pool().join(file.name())) == should;
-            if is_whole_here && length(&path) != should {
+            // One that is not there any more may not be needed any more.
+            if is_whole_here && length(&path).is_some_and(|length| Some(length) != should) {
                 return Err(Error::FileDamaged { path });
             }
         }
@@ -215,6 +215,8 @@ impl Views {
                 shown.extend(named.iter().flatten().filter_map(table_of));
             }
         }
+        // Those that went while the store was opened are among them.
+        self.gone.clear();
         for file in there.keys().filter(|file| !files.contains(file)) {
             self.gone.push(Gone {
                 pool: self.pool,
