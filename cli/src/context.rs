@@ -4,12 +4,13 @@ mod other;
 mod trusted;
 mod views;
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vbk_remote::address::SshAddress;
@@ -24,7 +25,7 @@ use crate::exit::{Error, Result};
 use crate::machine;
 use crate::place;
 use crate::signals;
-use crate::terminal::output;
+use crate::terminal::{output, units};
 use crate::token_file;
 use crate::trust::Memory;
 use crate::unlock;
@@ -52,6 +53,8 @@ pub struct Context<'a> {
     doubts_other: AtomicBool,
     /// The run writes to the repository.
     is_writer: AtomicBool,
+    /// Milliseconds that the run waited for other writers.
+    waited_ms: AtomicU64,
 }
 
 /// Use of a repository by a command.
@@ -73,6 +76,7 @@ impl<'a> Context<'a> {
             is_doubted: AtomicBool::new(false),
             doubts_other: AtomicBool::new(false),
             is_writer: AtomicBool::new(false),
+            waited_ms: AtomicU64::new(0),
         }
     }
 
@@ -409,7 +413,23 @@ impl<'a> Context<'a> {
         cancel: &AtomicBool,
         run: impl FnOnce(Wait<'_>) -> vbk_repo::Result<T>,
     ) -> Result<T> {
-        Ok(waiting(no_wait, cancel, run)?)
+        let began = Cell::new(None);
+        let result = waiting(no_wait, cancel, |wait| {
+            run(&mut |holder| {
+                began.set(began.get().or_else(|| Some(Instant::now())));
+                wait(holder)
+            })
+        });
+        if let Some(began) = began.get() {
+            self.waited_ms
+                .fetch_add(units::milliseconds(began.elapsed()), Ordering::Relaxed);
+        }
+        Ok(result?)
+    }
+
+    /// Returns the time that the run has waited for other writers.
+    pub fn waited(&self) -> Duration {
+        Duration::from_millis(self.waited_ms.load(Ordering::Relaxed))
     }
 
     /// Prints a line for people.

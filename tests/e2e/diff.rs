@@ -22,7 +22,7 @@ fn a_diff_names_the_changed_ranges_of_each_disk() {
     lab.backup("web1", &disk);
 
     let before = str_of(&first, "backup").to_owned();
-    let found = lab.json(args!["diff", before, "web1@latest"]);
+    let found = lab.json(args!["diff", "--ranges", before, "web1@latest"]);
     let disk = &found["disks"][0];
     assert_eq!(str_of(disk, "disk"), "vda");
     assert_eq!(u64_of(disk, "after_bytes"), 18 * MIB);

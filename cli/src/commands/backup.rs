@@ -64,8 +64,6 @@ struct Ended {
     known: Option<Vec<GuestName>>,
     /// Blocks that guests which were not backed up left for the next run; `None` if that is not known.
     kept: Option<Unfinished>,
-    /// Time for which it waited for another process that writes to the repository.
-    waited: Duration,
     /// Held until every report is written.
     _lock: Option<NightlyLock>,
 }
@@ -93,7 +91,6 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         mut warnings,
         known,
         kept,
-        waited,
         _lock,
     } = match ended {
         Ok(ended) => ended,
@@ -122,7 +119,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     warnings += monitoring.finish(is_known);
     match args.all {
         true => all_done(context, &done, warnings, kept, clock.elapsed()),
-        false => one_done(context, done, warnings, kept, waited),
+        false => one_done(context, done, warnings, kept),
     }
 }
 
@@ -175,9 +172,7 @@ fn back_up(
         .map_err(vbk::Error::from)?;
     let repository = context.repository_to_write()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
-    let waiting = Instant::now();
     let writer = context.writer(&repository, &command, args.no_wait, &cancel);
-    let waited = waiting.elapsed();
     let writer = writer.map_err(|error| {
         deadline.reason_for(
             error,
@@ -223,7 +218,6 @@ fn back_up(
     Ok(Ended {
         done,
         kept,
-        waited,
         warnings: warnings + notes.len() as u64,
         known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
@@ -304,13 +298,7 @@ fn no_guests(notes: &[String]) -> Error {
     })
 }
 
-fn one_done(
-    context: &Context<'_>,
-    mut done: Vec<Done>,
-    warnings: u64,
-    kept: Option<Unfinished>,
-    waited: Duration,
-) -> Result<Outcome> {
+fn one_done(context: &Context<'_>, mut done: Vec<Done>, warnings: u64, kept: Option<Unfinished>) -> Result<Outcome> {
     let done = done.pop().expect("one guest was planned");
     let summary = match (done.result, describe(kept)) {
         (Err(error), Some(text)) if error.kind() == ErrorKind::Interrupted => return Err(Error::Interrupted(text)),
@@ -319,7 +307,7 @@ fn one_done(
         }
         (result, _) => result?,
     };
-    context.say(report::last_line(&summary, waited));
+    context.say(report::last_line(&summary, context.waited()));
     let warnings = done.warnings + warnings;
     context.json_result(&report::Report::new(&summary, warnings))?;
     Ok(match warnings {

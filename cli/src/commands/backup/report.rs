@@ -102,7 +102,7 @@ impl<'a> AllReport<'a> {
 /// Returns the line for one backup. Waiting for another process that writes is not a part of its time.
 pub fn last_line(summary: &BackupSummary, waited: Duration) -> String {
     let waited = match waited >= WORTH_SAYING {
-        true => format!(", after {} until the repository was open", units::duration(waited)),
+        true => format!(", after {} of waiting", units::duration(waited)),
         false => String::new(),
     };
     format!(

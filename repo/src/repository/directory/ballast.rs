@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
+
 use crate::error::{Error, Result};
 use crate::file_system::file_system;
 
@@ -59,7 +61,12 @@ pub(super) fn require(repository: &Path, list_bytes: u64) -> Result<()> {
 pub(super) fn refill(repository: &Path, list_bytes: u64) {
     let path = path_in(repository);
     let there = fs::metadata(&path).map_or(0, |found| found.len());
-    let free_bytes = file_system(repository).map_or(0, |found| found.free_bytes);
+    // Root may also use what is reserved for root, and other programs of root do.
+    let free_bytes = match file_system(repository) {
+        Ok(found) if geteuid().is_root() => found.size_bytes - found.used_bytes,
+        Ok(found) => found.free_bytes,
+        Err(_) => 0,
+    };
     // What is left is for the closing of the store.
     let room = free_bytes.saturating_sub(PIECE_BYTES) / PIECE_BYTES * PIECE_BYTES;
     let wanted = needed(list_bytes).min(there + room);
