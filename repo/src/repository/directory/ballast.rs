@@ -44,7 +44,7 @@ pub(super) fn require(repository: &Path, list_bytes: u64) -> Result<()> {
     make(repository, list_bytes, 1);
     let kept_bytes = needed(list_bytes);
     let there = fs::metadata(path_in(repository)).map_or(0, |found| found.len());
-    let free_bytes = file_system(repository)?.free_bytes;
+    let free_bytes = room(repository)?;
     // With more free, it is not room that is missing, e.g. the directory belongs to another user.
     match there + free_bytes < kept_bytes {
         true => Err(Error::Full {
@@ -61,12 +61,7 @@ pub(super) fn require(repository: &Path, list_bytes: u64) -> Result<()> {
 pub(super) fn refill(repository: &Path, list_bytes: u64) {
     let path = path_in(repository);
     let there = fs::metadata(&path).map_or(0, |found| found.len());
-    // Root may also use what is reserved for root, and other programs of root do.
-    let free_bytes = match file_system(repository) {
-        Ok(found) if geteuid().is_root() => found.size_bytes - found.used_bytes,
-        Ok(found) => found.free_bytes,
-        Err(_) => 0,
-    };
+    let free_bytes = room(repository).unwrap_or(0);
     // What is left is for the closing of the store.
     let room = free_bytes.saturating_sub(PIECE_BYTES) / PIECE_BYTES * PIECE_BYTES;
     let wanted = needed(list_bytes).min(there + room);
@@ -75,6 +70,15 @@ pub(super) fn refill(repository: &Path, list_bytes: u64) {
     {
         tracing::debug!(%error, "the ballast stays smaller than it should be");
     }
+}
+
+/// Returns the bytes that this process may still use. Root has what is reserved for it too.
+fn room(repository: &Path) -> Result<u64> {
+    let found = file_system(repository)?;
+    Ok(match geteuid().is_root() {
+        true => found.size_bytes - found.used_bytes,
+        false => found.free_bytes,
+    })
 }
 
 /// Returns the size that the ballast should have.
@@ -91,7 +95,7 @@ fn make(repository: &Path, list_bytes: u64, free_times: u64) {
     if (needed..=2 * needed).contains(&there) {
         return;
     }
-    let free = file_system(repository).map_or(0, |found| found.free_bytes);
+    let free = room(repository).unwrap_or(0);
     if there < needed && free < (needed - there) * free_times {
         return;
     }
