@@ -1,7 +1,7 @@
 //! Identities that a disk carries: of its partition table, and of the file system or container of the disk or of each
 //! partition. They tell two disks apart; a clone has those of its original.
 //!
-//! Reads at most [`MAX_PARTITIONS`] partitions, of each what [`probe_all`] reads. Trusts nothing: a name made to attack
+//! Reads at most 256 partitions, of each what [`probe_all`] reads. Trusts nothing: a name made to attack
 //! can look like another disk, and do no more.
 //!
 //! Offsets are those of util-linux 2.39 (`libblkid/src/superblocks/*.c`), where each structure is described.
