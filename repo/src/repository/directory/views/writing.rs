@@ -119,7 +119,7 @@ impl Views {
     /// Learns the files of the store, and links those that the pool lacks.
     fn gather_first(&mut self, store: &RocksStore) -> Result<()> {
         let there = pool::list(&self.pool())?;
-        store.still(|| {
+        let lost = store.still(|| {
             let changes = self.listing.advance(store)?;
             // After the tables of this moment were written: one of them may have the name of a lost one that the pool has.
             let stored = pool::list(&path_in(&self.repository))?;
@@ -140,30 +140,30 @@ impl Views {
                     .filter(|file| !there.contains_key(file))
                     .collect();
             }
-            self.link(store)
+            let mut lost = self.listing.files();
+            lost.retain(|file| !stored.contains_key(file));
+            self.link(store)?;
+            Ok(lost)
         })?;
         self.listing.done();
-        self.warn_of_lost()
+        self.warn_of_lost(&lost);
+        Ok(())
     }
 
-    /// Warns of files that the store has lost. Readers have them in the pool, so nothing else says so.
-    fn warn_of_lost(&self) -> Result<()> {
-        let store = path_in(&self.repository);
-        let mut lost = self.listing.files();
-        let stored = pool::list(&store)?;
-        lost.retain(|file| !stored.contains_key(file));
+    /// Warns of files that are listed and not there, if the store still needs them. Readers have them in the pool, so nothing else
+    /// says so.
+    fn warn_of_lost(&self, lost: &BTreeSet<StoreFile>) {
         if lost.is_empty() {
-            return Ok(());
+            return;
         }
         // A file that is not needed any more goes after it has left the list.
-        let still = needed(&store);
+        let still = needed(&path_in(&self.repository));
         match lost.iter().filter(|file| still.contains_key(file)).count() {
             0 => {}
             lost => tracing::warn!(
                 "{lost} files of the store are missing; `vbk verify` names them, `vbk repair` puts them back"
             ),
         }
-        Ok(())
     }
 
     /// An error if the pool has one of these files whole and the store does not: the store's would take its place.
