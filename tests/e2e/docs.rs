@@ -90,6 +90,19 @@ fn every_page_has_a_test() {
     assert!(untested.is_empty(), "add to `pages!`: {untested:?}");
 }
 
+#[test]
+fn a_page_sees_no_mounts_of_tests_that_run_beside_it() {
+    let beside = Lab::new();
+    let mounted = beside.mount("mnt");
+    let text = "<!-- stage: empty -->\n```console\n$ vbk mounts\nnothing is mounted\n```\n";
+    let page = Page::parse("a page", text).unwrap_or_else(|error| panic!("{error}"));
+    let lab = Lab::without_repo();
+    let printed = script::run(&lab, &page).unwrap_or_else(|error| panic!("{error}"));
+    let outputs: Vec<_> = printed.values().map(|printed| printed.output.trim()).collect();
+    beside.ok(args!["umount", mounted]);
+    assert_eq!(outputs, ["nothing is mounted"]);
+}
+
 /// Options of rsync, restic, borg and our scripts.
 const OF_OTHERS: [&str; 7] = [
     "--append-only",

@@ -123,10 +123,11 @@ fn pattern(text: &str) -> Option<(usize, &'static str)> {
     if digits > 0 && fraction > 0 && ends_at(with_fraction) && !text[with_fraction..].starts_with('.') {
         return Some((with_fraction, "<NUMBER>"));
     }
+    // An id can consist of digits alone, so that large numbers and ids are one kind.
     if digits >= 5 && ends_at(digits) {
         return Some((digits, "<NUMBER>"));
     }
-    (hex >= 8 && ends_at(hex)).then_some((hex, "<ID>"))
+    (hex >= 8 && ends_at(hex)).then_some((hex, "<NUMBER>"))
 }
 
 fn is_digit(char: char) -> bool {
@@ -270,7 +271,7 @@ mod tests {
             ),
             (
                 "web1   2026-11-21T09-29-33Z  vda    2.5 GiB  0 B  ae0253aa1ac1",
-                "web1 <TIME> vda <SIZE> 0 B <ID>",
+                "web1 <TIME> vda <SIZE> 0 B <NUMBER>",
             ),
             ("Time:        2026-11-21 09:29:36 UTC", "Time: <DATE> <CLOCK> UTC"),
             ("Made by:     vbk 0.1.0 on host1", "Made by: vbk <VERSION> on host1"),
@@ -298,6 +299,7 @@ mod tests {
     fn a_wrong_line_is_not_the_same() {
         let shown = ["GUEST  SIZE", "web1  1 MiB  good"];
         assert_eq!(difference(&shown, &["GUEST SIZE", "web1 2 MiB good"], 0, 0), None);
+        assert_eq!(difference(&["ae0253aa1ac1"], &["120253001101"], 0, 0), None);
         for printed in ["web2 1 MiB good", "web1 0 B good", "web1 1 MiB damaged", "web1 1 MiB"] {
             assert!(
                 difference(&shown, &["GUEST SIZE", printed], 0, 0).is_some(),

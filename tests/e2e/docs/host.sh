@@ -5,6 +5,14 @@ exec 2>&1
 lab=$1 vbk=$2
 unset VBK_RUNTIME_DIR VBK_CACHE_DIR VBK_STATE_DIR VBK_RSH VBK_REMOTE_PATH
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C TZ=UTC HOME=/root
+
+# Mounts of tests that run at the same time are none of this host's, and copies of them would keep them busy. Only the copies are
+# unmounted: this mount namespace is private. One whose directory has been removed meanwhile is gone already.
+awk -v tests="${lab%/*}/" '/ - (fuse[^ ]*|tmpfs) vbk/ || index($5, tests) == 1 { print $5 }' /proc/self/mountinfo | tac |
+    while read -r mounted; do
+        umount -l "$(printf %b "$mounted")" 2>/dev/null || true
+    done
+
 echo host1 >/proc/sys/kernel/hostname
 ip link set lo up
 mkdir "$lab"/{host,etc}
