@@ -55,6 +55,7 @@ pub use marker::LAYOUT_FORMAT;
 pub(super) use marker::MARKER;
 use store_repair::{Mended, check_files, check_tables, mend, read_tables};
 use views::Views;
+use waiting::Asking;
 
 use super::home::{DiskUsage, Home, Keeper, Marker, Reserve, Room, Session, Snapshot, Wait};
 
@@ -72,12 +73,17 @@ const DEFAULT_RESERVE_BYTES: u64 = 8 << 30;
 pub struct Directory {
     path: PathBuf,
     marker: Marker,
+    asking: Arc<Asking>,
 }
 
 impl Directory {
     /// Names a repository that was just made.
     pub(super) fn made(path: PathBuf, marker: Marker) -> Self {
-        Self { path, marker }
+        Self {
+            path,
+            marker,
+            asking: Arc::default(),
+        }
     }
 
     /// An error unless a repository can be made there: the directory is new or empty.
@@ -124,6 +130,7 @@ impl Directory {
                         .find_map(|line| Some(line.strip_prefix("id: ")?.trim().to_owned())),
                     key_check,
                 },
+                asking: Arc::default(),
             }),
             None => Err(without_marker(path)),
         }
@@ -138,6 +145,7 @@ impl Directory {
         Ok(Self {
             path: fs::canonicalize(path).map_err(Error::io("open", path))?,
             marker: Marker::default(),
+            asking: Arc::default(),
         })
     }
 
@@ -259,6 +267,20 @@ impl Directory {
         super::check_id(&self.path, &self.marker, identity)
     }
 
+    /// Calls `open`, which takes the lock for `command`. If another process has it, and the caller does not wait, this process
+    /// counts as one that waits until the caller asks again. A prune does not, for it is the one that lets others in.
+    fn asks<T>(&self, command: &str, open: impl FnOnce() -> Result<T>) -> Result<T> {
+        if command == lock::PRUNE {
+            return open();
+        }
+        self.asking.end();
+        let opened = open();
+        if let Err(Error::Locked { .. }) = opened {
+            self.asking.begin(&self.path);
+        }
+        opened
+    }
+
     /// Opens the store for sessions.
     fn opened(&self, command: &str, wait: Wait<'_>) -> Result<Arc<Opened>> {
         self.open_store(command, wait).map(Arc::new)
@@ -325,9 +347,9 @@ impl Home for Directory {
         disk_usage(&self.path)
     }
 
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+    fn check_tables(&self, snapshot: u64, cancel: &AtomicBool) -> Result<Vec<String>> {
         let mut found = check_files(&self.path, snapshot)?;
-        found.extend(check_tables(&self.path, snapshot)?);
+        found.extend(check_tables(&self.path, snapshot, cancel)?);
         Ok(found)
     }
 
@@ -362,13 +384,13 @@ impl Home for Directory {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        let opened = self.opened(command, wait)?;
+        let opened = self.asks(command, || self.opened(command, wait))?;
         opened.keep_room()?;
         Ok(opened.session()?.to_write())
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        self.opened_to_manage(command, wait)?.session()
+        self.asks(command, || self.opened_to_manage(command, wait))?.session()
     }
 }
 

@@ -65,6 +65,7 @@ impl SharedDirectory {
     /// Closes the store if no writer has used it for ten seconds, and releases the writer's lock. To be called now and then.
     /// Returns whether it is closed.
     pub fn close_if_unused(&self) -> bool {
+        self.directory.asking.end_if_silent();
         let mut state = self.state.lock();
         let State { opened, unused_since } = &mut *state;
         let Some(store) = opened else {
@@ -83,7 +84,7 @@ impl SharedDirectory {
         true
     }
 
-    fn session(&self, wait: Wait<'_>, to_manage: bool) -> Result<Session<dyn StoreManager>> {
+    fn session(&self, command: &str, wait: Wait<'_>, to_manage: bool) -> Result<Session<dyn StoreManager>> {
         let mut state = self.state.lock();
         if let Some(failed) = state.opened.take_if(|opened| opened.store.has_failed())
             && Arc::strong_count(&failed) > 1
@@ -106,10 +107,10 @@ impl SharedDirectory {
             }
             return opened.session();
         }
-        let opened = match to_manage {
-            true => self.directory.opened_to_manage("serve", wait)?,
-            false => self.directory.opened("serve", wait)?,
-        };
+        let opened = self.directory.asks(command, || match to_manage {
+            true => self.directory.opened_to_manage("serve", wait),
+            false => self.directory.opened("serve", wait),
+        })?;
         state.opened = Some(Arc::clone(&opened));
         if !to_manage {
             opened.keep_room()?;
@@ -134,12 +135,12 @@ impl Drop for SharedDirectory {
 }
 
 impl Writers for Arc<SharedDirectory> {
-    fn write(&self, _command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        Ok(self.session(wait, false)?.to_write())
+    fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        Ok(self.session(command, wait, false)?.to_write())
     }
 
-    fn manage(&self, _command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        self.session(wait, true)
+    fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        self.session(command, wait, true)
     }
 }
 

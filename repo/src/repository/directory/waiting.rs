@@ -2,16 +2,24 @@
 //!
 //! A process that waits holds a shared flock(2) lock on `REPO/waiting`, so the kernel forgets it however it ends. The holder of
 //! the writer's lock finds out by trying to take that lock alone. An older vbk waits unseen.
+//!
+//! A server does not wait for the lock: its clients ask again and again. It counts as a process that waits in between
+//! ([`Asking`]).
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 /// Time within which a process that waits notices that the lock is free, and then some.
 const TURN: Duration = Duration::from_secs(10);
 
 const POLL: Duration = Duration::from_millis(50);
+
+/// Time within which a client that still waits asks again.
+const ASKS_WITHIN: Duration = Duration::from_secs(3);
 
 fn path_in(repository: &Path) -> PathBuf {
     repository.join("waiting")
@@ -33,6 +41,31 @@ impl Waiting {
             .inspect_err(|error| tracing::debug!(%error, "waiting unseen"))
             .ok()
             .map(|file| Self { _file: file })
+    }
+}
+
+/// Whether this process waits because its clients ask for the lock, and since when none has.
+#[derive(Debug, Default)]
+pub(super) struct Asking(Mutex<Option<(Waiting, Instant)>>);
+
+impl Asking {
+    /// Notes that the lock was asked for in vain.
+    pub(super) fn begin(&self, repository: &Path) {
+        let mut asking = self.0.lock();
+        let waiting = asking.take().map(|(waiting, _)| waiting);
+        *asking = waiting
+            .or_else(|| Waiting::begin(repository))
+            .map(|waiting| (waiting, Instant::now()));
+    }
+
+    /// Notes that the lock is about to be taken, or that nobody wants it any more.
+    pub(super) fn end(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// Ends it if nobody has asked for a while.
+    pub(super) fn end_if_silent(&self) {
+        self.0.lock().take_if(|(_, asked)| asked.elapsed() > ASKS_WITHIN);
     }
 }
 

@@ -144,3 +144,30 @@ fn what_a_session_forgets_it_can_prune() {
     let pruned = prune_without_key(&*manager.store, &*manager.keeper, ALL, 2, &stop, &|_| {}).expect("prunes");
     assert!(pruned.swept.removed_blocks > 0);
 }
+
+#[test]
+fn a_client_that_asks_again_and_again_waits_in_between() {
+    let (directory, shared) = shared();
+    let open = || Directory::open(&directory.path().join("repo")).expect("opens");
+    let prune = open().manage("prune", &mut no_wait).expect("opens");
+    let is_locked = |error: Option<Error>| matches!(error, Some(Error::Locked { .. }));
+
+    assert!(is_locked(shared.manage("prune", &mut no_wait).err()));
+    assert!(!prune.keeper.is_awaited(), "two prunes would go in turns");
+    assert!(is_locked(shared.write("backup", &mut no_wait).err()));
+    assert!(prune.keeper.is_awaited());
+    assert!(is_locked(shared.manage("prune", &mut no_wait).err()));
+    assert!(prune.keeper.is_awaited(), "the backup still waits");
+    // That client went away.
+    while prune.keeper.is_awaited() {
+        assert!(shared.close_if_unused());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    let alone = open();
+    assert!(is_locked(alone.write("backup", &mut no_wait).err()));
+    assert!(prune.keeper.is_awaited());
+    drop(prune);
+    let session = alone.write("backup", &mut no_wait).expect("opens");
+    assert!(!session.keeper.is_awaited(), "it has what it waited for");
+}
