@@ -346,8 +346,8 @@ impl Repository {
     }
 
     /// Looks whether the store's own files are there and whole: see [`Home::check_tables`].
-    pub fn check_tables(&self, view: u64) -> Result<Vec<String>> {
-        self.home.check_tables(view)
+    pub fn check_tables(&self, view: u64, cancel: &AtomicBool) -> Result<Vec<String>> {
+        self.home.check_tables(view, cancel)
     }
 
     /// Reads everything that is stored and compares it with its checksums: see [`Home::check_stored`].

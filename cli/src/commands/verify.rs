@@ -11,7 +11,7 @@ use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::name::GuestName;
 use vbk_repo::repository::{Kept, Repository, Verified, View};
 use vbk_repo::state::{PartRead, Rotation, States};
-use vbk_repo::verify::{MAX_PARTS, Scope, VerifyReport, expected_bytes, verify};
+use vbk_repo::verify::{MAX_PARTS, Scope, VerifyProgress, VerifyReport, expected_bytes, verify};
 
 use crate::args::VerifyArgs;
 use crate::context::{Context, threads};
@@ -79,8 +79,13 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let entries = choose(&catalogue, &args.what)?;
     let mut scope = scope_of(args, &states.rotation, started)?;
     // First: a server that does not let this client verify says so before all is read.
-    let mut tables = repository.check_tables(view.number())?;
-    let report = read(context, &view, &entries, &scope, &cancel)?;
+    let expected = expected_bytes(&entries) as f64 * scope.share();
+    let progress = Progress::new(context.quiet(), expected as u64, Words::Plain).of("the store's own files");
+    let tables = repository.check_tables(view.number(), &cancel);
+    progress.rename("");
+    let report = tables.and_then(|tables| Ok((tables, read(&view, &entries, &scope, &progress, &cancel)?)));
+    progress.finish();
+    let (mut tables, report) = report?;
     let records = match args.what.is_empty() {
         true => damaged_records(&catalogue, &states),
         false => Vec::new(),
@@ -146,26 +151,16 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     })
 }
 
-/// Reads what is in scope, and shows the progress.
+/// Reads what is in scope.
 fn read(
-    context: &Context<'_>,
     view: &View,
     entries: &[Entry],
     scope: &Scope,
+    progress: &Progress,
     cancel: &AtomicBool,
-) -> Result<VerifyReport> {
-    let expected = expected_bytes(entries) as f64 * scope.share();
-    let progress = Progress::new(context.quiet(), expected as u64, Words::Plain);
-    let report = verify(
-        &*view.store_to_scan(),
-        entries,
-        scope,
-        threads(),
-        &|done| progress.set(done.bytes),
-        cancel,
-    );
-    progress.finish();
-    Ok(report?)
+) -> vbk_repo::Result<VerifyReport> {
+    let told = |done: VerifyProgress| progress.set(done.bytes);
+    verify(&*view.store_to_scan(), entries, scope, threads(), &told, cancel)
 }
 
 /// Describes the records and notes that can't be read, whichever backup they belong to.

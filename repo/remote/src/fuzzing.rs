@@ -114,7 +114,12 @@ fn client(input: &[u8]) {
 fn talk(home: &RemoteHome) {
     let ids = [BLOCK.id, BlockId([9; 32])];
     let never = AtomicBool::new(false);
-    let _ = (home.newest(), home.key_slots(), home.disk_usage(), home.check_tables(1));
+    let _ = (
+        home.newest(),
+        home.key_slots(),
+        home.disk_usage(),
+        home.check_tables(1, &never),
+    );
     let _ = (home.status(), home.check_stored(&never, &mut |_| ()));
     if let Ok(snapshot) = home.read() {
         look(&*snapshot.store, ids);

@@ -55,8 +55,9 @@ pub trait Home: fmt::Debug + Send + Sync {
     fn disk_usage(&self) -> Result<DiskUsage>;
 
     /// Compares the tables of a snapshot, which the caller holds, with their second copies, and the files of the store and of the
-    /// snapshot with their lists. Returns a line for each that is damaged or missing.
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>>;
+    /// snapshot with their lists. Returns a line for each that is damaged or missing, and [`Error::Interrupted`] soon after `cancel`
+    /// is set.
+    fn check_tables(&self, snapshot: u64, cancel: &AtomicBool) -> Result<Vec<String>>;
 
     /// Reads everything that is stored, without a key, and proves what can be proved so: see [`crate::store::door`]. `each` gets a
     /// line for everything that is damaged or missing, and for 1000 of them at most. Returns the number of bytes that were read.
@@ -203,7 +204,7 @@ impl<S: StoreManager + 'static> Home for StoreHome<S> {
         Ok(DiskUsage::default())
     }
 
-    fn check_tables(&self, _snapshot: u64) -> Result<Vec<String>> {
+    fn check_tables(&self, _snapshot: u64, _cancel: &AtomicBool) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 

@@ -351,5 +351,11 @@ fn name_disks(disks: &[DiskArg]) -> Result<Vec<(DiskName, PathBuf)>> {
             disk.path.display()
         ))),
     };
-    disks.iter().map(name).collect()
+    let named: Vec<_> = disks.iter().map(name).collect::<Result<_>>()?;
+    for (at, (name, _)) in named.iter().enumerate() {
+        if named[..at].iter().any(|(earlier, _)| earlier == name) {
+            return Err(vbk::Error::DiskTwice(name.to_string()).into());
+        }
+    }
+    Ok(named)
 }

@@ -324,11 +324,15 @@ async fn listen(
     Ok(())
 }
 
-/// The next answer.
+/// The next answer; `None` when the server has closed the connection.
 async fn next(reader: &mut MessageReader<impl AsyncRead + Unpin>, outbox: &Outbox) -> io::Result<Option<Message>> {
     loop {
-        let Some(message) = reader.next(DEAD_AFTER, || silent(DEAD_AFTER)).await? else {
-            return Ok(None);
+        let message = match reader.next(DEAD_AFTER, || silent(DEAD_AFTER)).await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(None),
+            // A killed server ends it in the midst of a message, and does not close TLS.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
         };
         match message.kind {
             Kind::Ping => outbox.send(Channel::Control, Message::empty(Kind::Pong)),

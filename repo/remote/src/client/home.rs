@@ -272,7 +272,7 @@ impl Home for RemoteHome {
         self.report(&Ask::DiskUsage)
     }
 
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+    fn check_tables(&self, snapshot: u64, _cancel: &AtomicBool) -> Result<Vec<String>> {
         self.report(&Ask::CheckTables(snapshot))
     }
 

@@ -253,9 +253,9 @@ impl Home for Limited<dyn Home> {
         self.inner.disk_usage()
     }
 
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+    fn check_tables(&self, snapshot: u64, cancel: &AtomicBool) -> Result<Vec<String>> {
         self.limits.check_whole("check the repository's tables")?;
-        self.inner.check_tables(snapshot)
+        self.inner.check_tables(snapshot, cancel)
     }
 
     fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {

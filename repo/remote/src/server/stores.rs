@@ -262,7 +262,7 @@ impl Stores {
                 alone(Answer::Done)
             }
             Ask::DiskUsage => alone(report(&self.home.disk_usage()?)),
-            Ask::CheckTables(view) => alone(report(&self.home.check_tables(view)?)),
+            Ask::CheckTables(view) => alone(report(&self.home.check_tables(view, &AtomicBool::new(false))?)),
             Ask::Listing { store, records, notes } => {
                 let store = self.store(store)?;
                 let listing = match records {

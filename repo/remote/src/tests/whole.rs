@@ -52,8 +52,8 @@ impl Home for Checked {
     fn disk_usage(&self) -> Result<DiskUsage> {
         self.inner.disk_usage()
     }
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
-        self.inner.check_tables(snapshot)
+    fn check_tables(&self, snapshot: u64, cancel: &AtomicBool) -> Result<Vec<String>> {
+        self.inner.check_tables(snapshot, cancel)
     }
     fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
         (0..self.findings).for_each(|number| each(format!("block {number} is damaged")));

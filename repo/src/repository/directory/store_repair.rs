@@ -11,6 +11,7 @@ mod aside;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::aside::{OLD_STORE, UNTIL_REMOVED, free_name, names_in, put_aside};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,13 +44,17 @@ pub fn check_files(repository: &Path, view: u64) -> Result<Vec<String>> {
     Ok(faulty.iter().map(Faulty::describe).collect())
 }
 
-/// Compares the tables of a view, which the caller holds, with their second copies. Returns the damaged ones.
-pub fn check_tables(repository: &Path, view: u64) -> Result<Vec<String>> {
+/// Compares the tables of a view, which the caller holds, with their second copies. Returns the damaged ones, and
+/// [`Error::Interrupted`] soon after `cancel` is set.
+pub fn check_tables(repository: &Path, view: u64, cancel: &AtomicBool) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let Some(view) = views::find(repository, view)? else {
         return Ok(found);
     };
     for spare in second_copies::list(repository)? {
+        if cancel.load(Ordering::SeqCst) {
+            return Err(Error::Interrupted);
+        }
         let table = view.files().join(&spare.table);
         // A second copy for a newer view, or one that a newer view has made superfluous.
         if !table.exists() || !spare.path.exists() {

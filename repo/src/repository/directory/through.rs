@@ -62,8 +62,8 @@ impl<W: Writers> Home for Through<W> {
         self.directory.disk_usage()
     }
 
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
-        self.directory.check_tables(snapshot)
+    fn check_tables(&self, snapshot: u64, cancel: &AtomicBool) -> Result<Vec<String>> {
+        self.directory.check_tables(snapshot, cancel)
     }
 
     fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {

@@ -10,6 +10,9 @@ use crate::repository::{CreateOptions, Repository, View};
 use crate::store::rocks::RocksReader;
 use crate::tests::testing::{backup, mixed_bytes, store_image};
 
+/// No wish to stop.
+static GO: AtomicBool = AtomicBool::new(false);
+
 struct Fixture {
     directory: tempfile::TempDir,
     plain: Vec<Vec<u8>>,
@@ -66,7 +69,10 @@ impl Fixture {
         assert_reads(&view, &self.plain, &format!("{what}: {mended:?}"));
         let again = repository.mend(&mut |_| true).expect("mends");
         assert_eq!(again, Mended::default(), "{what}: a second repair finds nothing");
-        assert_eq!(check_tables(path, view.number()).expect("checks"), Vec::<String>::new());
+        assert_eq!(
+            check_tables(path, view.number(), &GO).expect("checks"),
+            Vec::<String>::new()
+        );
         assert_eq!(
             repository
                 .check_stored(&AtomicBool::new(false), &mut |what| panic!("{what}"))
@@ -360,7 +366,7 @@ fn tables_get_the_names_of_lost_ones_again() -> bool {
         .any(|again| spares.iter().any(|spare| spare.table == **again));
     let view = repository.view().expect("opens");
     assert_eq!(
-        check_tables(&copy, view.number()).expect("checks"),
+        check_tables(&copy, view.number(), &GO).expect("checks"),
         Vec::<String>::new()
     );
     assert_eq!(repository.mend(&mut |_| true).expect("mends"), Mended::default());
