@@ -48,6 +48,14 @@ fn assert_the_last_with_data_stays(lab: &Lab, made: &[String; 2], why: &str) {
 }
 
 #[test]
+fn one_name_for_two_disks_is_refused_before_any_disk_is_missed() {
+    let lab = Lab::new();
+    two_backups(&lab);
+    let said = lab.run(words(&lab, &["vda=a", "vda=b"])).code(2);
+    assert!(said.stderr.starts_with("vbk: vda is named twice"), "{said}");
+}
+
+#[test]
 fn a_disk_without_data_any_more_is_a_warning_and_its_last_data_stay() {
     let lab = Lab::new();
     let made = two_backups(&lab);

@@ -125,8 +125,9 @@ async fn pump(
         while is_mute.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        to.write_all(&bytes[..count]).await?;
+        // Before the other side can answer: a test that has the answer counts from there.
         total.fetch_add(count as u64, Ordering::SeqCst);
+        to.write_all(&bytes[..count]).await?;
         left -= count as u64;
     }
     Err(io::ErrorKind::ConnectionReset.into())
