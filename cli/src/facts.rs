@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use vbk_repo::Result;
+use vbk_repo::backup::Backup;
 use vbk_repo::repository::View;
+
+/// Backups of one night end at about the same time, in another order than they began.
+const SAME_TIME: SignedDuration = SignedDuration::from_secs(60);
 
 /// Facts about the backups that a view shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -19,7 +23,7 @@ pub struct Facts {
     pub last_backup: Option<String>,
     /// Its end.
     pub last_backup_at: Option<Timestamp>,
-    /// The backup that was made last, if that is another: an import has the time of its image.
+    /// The backup that was made last, if its time is more than a minute older: an import has the time of its image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub made_last: Option<String>,
     /// Time of the last verification that was recorded: of all blocks of some backup, or of a part of all blocks.
@@ -59,16 +63,22 @@ impl Facts {
                     facts.oldest_proof = Some(oldest);
                 }
             }
-            let end = backup.time.timestamp().checked_add(backup.duration());
-            let end = end.unwrap_or(backup.time.timestamp());
+            let end = end_of(backup);
             let of_guest = facts.last_success.entry(backup.guest.to_string()).or_insert(end);
             *of_guest = end.max(*of_guest);
             if facts.last_backup_at.is_none_or(|last| last <= end) {
                 (facts.last_backup, facts.last_backup_at) = (Some(backup.spec()), Some(end));
             }
         }
-        let made_last = last.map(|entry| entry.backup.spec());
-        facts.made_last = made_last.filter(|made_last| Some(made_last) != facts.last_backup.as_ref());
+        let newest = facts.last_backup_at;
+        let last =
+            last.filter(|last| newest.is_some_and(|newest| newest.duration_since(end_of(&last.backup)) > SAME_TIME));
+        facts.made_last = last.map(|entry| entry.backup.spec());
         Ok(facts)
     }
+}
+
+fn end_of(backup: &Backup) -> Timestamp {
+    let begin = backup.time.timestamp();
+    begin.checked_add(backup.duration()).unwrap_or(begin)
 }

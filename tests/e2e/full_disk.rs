@@ -118,6 +118,11 @@ fn a_disk_without_a_single_free_block_harms_no_backup() {
     assert!(matches!(said.status.code(), Some(0 | 1)), "{said}");
     let said = lab.run(args!["list", "--json"]);
     assert_eq!(said.status.code(), Some(0), "{said}");
+    let said = lab.run(args!["status", "--check"]).code(1);
+    said.tells(&[
+        "VBK WARNING - the repository's file system is nearly full (",
+        " free); ",
+    ]);
     lab.ok(args!["verify"]);
     let out = lab.path("out.img");
     lab.ok(args!["restore", "first@latest", out]);
@@ -128,6 +133,7 @@ fn a_disk_without_a_single_free_block_harms_no_backup() {
     lab.ok(args!["verify"]);
     lab.ok(args!["restore", "second@latest", out, "--force"]);
     assert_is_noise(&out, 3, 8 * MIB);
+    lab.run(args!["status", "--check"]).code(0);
     lab.end_server();
     mount.unmount();
 }

@@ -15,8 +15,9 @@ pub struct StatusArgs {
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
 
-    /// For monitoring: print one line, and exit as Nagios and Icinga want it: 0 OK, 1 WARNING (a guest is late), 2 CRITICAL
-    /// (damage is known, or there are no backups), 3 UNKNOWN (the repository can't be read)
+    /// For monitoring: print one line, and exit as Nagios and Icinga want it: 0 OK, 1 WARNING (a guest is late, or so
+    /// little is free that the next backup will be refused), 2 CRITICAL (damage is known, or there are no backups), 3 UNKNOWN (the
+    /// repository can't be read)
     #[arg(long)]
     pub check: bool,
 

@@ -186,10 +186,11 @@ fn show(context: &Context<'_>, args: &StatusArgs, mut report: Report<'_>) -> Res
         context.json_result(&report)?;
         return Ok(Outcome::Done);
     }
-    let mut check = Check::of(report.morning.facts.as_ref(), args, now);
-    if let Some(error) = &report.morning.unread {
-        check = Check::unread(error);
-    }
+    let mut check = match &report.morning.unread {
+        Some(error) => Check::unread(error),
+        None => Check::of(report.morning.facts.as_ref(), args, now),
+    };
+    check.room(report.free_bytes, report.size_bytes);
     if context.has_doubts() {
         check.doubt();
     }

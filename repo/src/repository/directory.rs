@@ -65,9 +65,6 @@ const PRUNED: &str = "pruned";
 /// Time that a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most that the default reserve is: as much as a prune can use at once.
-const DEFAULT_RESERVE_BYTES: u64 = 8 << 30;
-
 /// A directory that is known to be a repository.
 #[derive(Debug, Clone)]
 pub struct Directory {
@@ -327,12 +324,7 @@ impl Home for Directory {
         let FileSystem {
             size_bytes, free_bytes, ..
         } = file_system(&self.path)?;
-        let share = |share: f64| (size_bytes as f64 * share) as u64;
-        let reserve_bytes = match reserve {
-            Reserve::Default => share(0.05).min(DEFAULT_RESERVE_BYTES),
-            Reserve::Share(of_all) => share(of_all),
-            Reserve::Bytes(bytes) => bytes,
-        };
+        let reserve_bytes = reserve.bytes_of(size_bytes);
         match free_bytes < reserve_bytes {
             true => Err(Error::NearlyFull {
                 path: self.path.clone(),

@@ -288,12 +288,24 @@ pub struct DiskUsage {
 /// Free space that a backup leaves on a repository's file system: for a prune, and for everything else on it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Reserve {
-    /// 5 %, and 8 GiB at most.
+    /// 5 %, and 8 GiB at most: as much as a prune can use at once.
     Default,
     /// A share of the file system, from 0 to 1.
     Share(f64),
     /// Bytes.
     Bytes(u64),
+}
+
+impl Reserve {
+    /// Returns what it is on a file system of this size.
+    pub fn bytes_of(self, size_bytes: u64) -> u64 {
+        let share = |share: f64| (size_bytes as f64 * share) as u64;
+        match self {
+            Self::Default => share(0.05).min(8 << 30),
+            Self::Share(of_all) => share(of_all),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 /// Result of a prune.

@@ -6,6 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk_repo::name::matches;
+use vbk_repo::repository::Reserve;
 
 use crate::args::StatusArgs;
 use crate::context::Context;
@@ -113,6 +114,19 @@ impl Check {
             late: Vec::new(),
             text: error.text().replace('\n', " "),
         }
+    }
+
+    /// Warns if the next backup finds too little room. Sizes that a server does not show to this client are 0.
+    pub(super) fn room(&mut self, free_bytes: u64, size_bytes: u64) {
+        if free_bytes >= Reserve::Default.bytes_of(size_bytes) {
+            return;
+        }
+        self.state = self.state.max(State::Warning);
+        self.text = format!(
+            "the repository's file system is nearly full ({} free); {}",
+            units::size(free_bytes),
+            self.text
+        );
     }
 
     /// The repository is not the one that this host knows, which is critical, whatever its backups are like.

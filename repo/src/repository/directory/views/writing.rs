@@ -161,7 +161,7 @@ impl Views {
         match lost.iter().filter(|file| still.contains_key(file)).count() {
             0 => {}
             lost => tracing::warn!(
-                "{lost} files of the store are missing; `vbk verify` names them, `vbk repair` puts them back"
+                "files of the store are missing: {lost}; `vbk verify` names them, `vbk repair` puts them back"
             ),
         }
     }
