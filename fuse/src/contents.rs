@@ -33,11 +33,7 @@ impl BackedDisk {
 
 impl Device for BackedDisk {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        match self.0.read_at(offset_bytes, buf) {
-            Ok(len) if len == buf.len() => Ok(()),
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => Err(io::Error::other(error)),
-        }
+        self.0.read_exact_at(offset_bytes, buf)
     }
 
     fn will_read(&self, offsets_bytes: &[u64]) {

@@ -146,11 +146,7 @@ struct Whole<'a>(&'a ImageReader);
 
 impl Device for Whole<'_> {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        match self.0.read_at(offset_bytes, buf) {
-            Ok(len) if len == buf.len() => Ok(()),
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => Err(io::Error::other(error)),
-        }
+        self.0.read_exact_at(offset_bytes, buf)
     }
 
     fn size_bytes(&self) -> u64 {

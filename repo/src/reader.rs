@@ -9,6 +9,7 @@
 mod ahead;
 mod source;
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -204,6 +205,12 @@ impl ImageReader {
             self.read_piece(&piece, &mut out[piece.out.clone()])?;
         }
         Ok(len)
+    }
+
+    /// Fills `out` from `offset_bytes` on; fails if that passes the end, or a block can't be read.
+    pub fn read_exact_at(&self, offset_bytes: u64, out: &mut [u8]) -> io::Result<()> {
+        let wanted = out.len();
+        filled(wanted, self.read_at(offset_bytes, out))
     }
 
     /// Reads all of a small image: a file stored with a backup. `name` is used in the error for an image larger than
@@ -423,6 +430,15 @@ impl Piece {
     /// Returns the length of a page of the block.
     fn page_len(&self, page: usize) -> usize {
         self.block_len.saturating_sub(page * PAGE_BYTES).min(PAGE_BYTES)
+    }
+}
+
+/// A reading in the words of the standard library: all that was wanted, or an error.
+fn filled(wanted: usize, read: Result<usize>) -> io::Result<()> {
+    match read {
+        Ok(len) if len == wanted => Ok(()),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(error) => Err(io::Error::other(error)),
     }
 }
 

@@ -3,6 +3,7 @@
 mod kept;
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -13,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use kept::Kept;
 
-use super::{ImageReader, Piece, read_all};
+use super::{ImageReader, Piece, filled, read_all};
 use crate::block::BlockIndex;
 use crate::error::Result;
 use crate::id::BlockId;
@@ -335,6 +336,12 @@ impl Stream {
     pub(super) fn runs_that_read_ahead(&self) -> usize {
         let windows = self.windows.lock();
         windows.iter().filter(|window| !window.ahead.is_empty()).count()
+    }
+
+    /// Reads like [`ImageReader::read_exact_at`].
+    pub fn read_exact_at(&self, offset_bytes: u64, out: &mut [u8]) -> io::Result<()> {
+        let wanted = out.len();
+        filled(wanted, self.read_at(offset_bytes, out))
     }
 
     /// Reads like [`ImageReader::read_at`].
