@@ -78,9 +78,9 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entries = choose(&catalogue, &args.what)?;
     let mut scope = scope_of(args, &states.rotation, started)?;
-    // First: a server that does not let this client verify says so before all is read.
     let expected = expected_bytes(&entries) as f64 * scope.share();
     let progress = Progress::new(context.quiet(), expected as u64, Words::Plain).of("the store's own files");
+    // First: a server that does not let this client verify says so before all is read.
     let tables = repository.check_tables(view.number(), &cancel);
     progress.rename("");
     let report = tables.and_then(|tables| Ok((tables, read(&view, &entries, &scope, &progress, &cancel)?)));
